@@ -1,0 +1,89 @@
+# Works on a machine with make, git and a python3 of at least 3.11. Another interpreter: make test PYTHON=python3.13
+#
+## make run       start the built-in echo server and print how to talk to it      (ARGS="--help" for more)
+## make test      run the tests                                                   (ARGS="-k datagram" for some)
+## make check     lint, formatting, types
+## make compat    run CPython's own tests of everything that uses socketserver against sockserve
+## make coverage  run the tests under coverage, children included, and report it
+## make format    format the code and sort the imports
+## make clean     remove the environments and whatever the commands above left
+
+PYTHON ?= python3
+ARGS ?=
+# program:Debian package; what the tests start as a user would
+PROGRAMS ?= nc:netcat-openbsd openssl:openssl
+
+VERSION := $(shell $(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) or print("%d.%d.%d" % v[:3] + sys.abiflags)' 2>/dev/null)
+VENV := .venv-$(VERSION)
+IN_VENV := $(VENV)/bin/python
+PIP := $(IN_VENV) -m pip --disable-pip-version-check install --quiet
+
+.PHONY: help run test check compat coverage format clean environments programs
+# Two targets would install into one environment at the same time.
+.NOTPARALLEL:
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+run: $(VENV)/made-for-run
+	$(IN_VENV) -m sockserve $(ARGS)
+
+test: $(VENV)/made-for-test programs
+	$(IN_VENV) -m pytest $(ARGS)
+
+check: $(VENV)/made-for-lint
+	$(IN_VENV) -m ruff check
+	$(IN_VENV) -m ruff format --check
+	$(IN_VENV) -m mypy
+	$(IN_VENV) -m pyright
+
+compat: $(VENV)/made-for-run
+	$(IN_VENV) tests/compat/run.py $(ARGS)
+
+coverage: $(VENV)/made-for-test programs
+	$(IN_VENV) -m coverage erase
+	$(IN_VENV) -m coverage run -m pytest $(ARGS)
+	$(IN_VENV) -m coverage combine --quiet
+	$(IN_VENV) -m coverage report
+
+format: $(VENV)/made-for-lint
+	$(IN_VENV) -m ruff check --select I --fix
+	$(IN_VENV) -m ruff format
+
+clean:
+	rm -rf .venv-*/ .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist htmlcov
+	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# What `test` and `compat` install, so that they can then run side by side.
+environments: $(VENV)/made-for-run $(VENV)/made-for-test programs
+
+# Each stamp is made last: an environment whose making was interrupted is made again.
+$(VENV)/made:
+ifeq ($(VERSION),)
+	@echo "PYTHON=$(PYTHON) is not a Python of at least 3.11; name one: make PYTHON=python3.13 ..." >&2; exit 1
+endif
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(call debian_install,python$(basename $(VERSION))-venv); }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/made-for-run: $(VENV)/made pyproject.toml
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/made-for-%: $(VENV)/made pyproject.toml
+	$(PIP) --editable '.[$*]'
+	@touch $@
+
+programs:
+	@missing=$$(for each in $(PROGRAMS); do command -v "$${each%%:*}" >/dev/null || echo "$${each#*:}"; done); \
+	[ -z "$$missing" ] || { $(call debian_install,$$missing); }
+
+define debian_install
+set -e; packages=$$(echo $(1)); \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "Missing on this machine (names of Debian packages): $$packages" >&2; exit 1; \
+	fi; \
+	echo "Installing $$packages"; \
+	apt-get update -qq; \
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $$packages >/dev/null
+endef

@@ -1,0 +1,114 @@
+"""Network servers in blocking style: ``socketserver``'s hierarchy, repaired, and fit for production."""
+
+# A map of the house; a module knows those above it, never those below.
+#
+#   errors          what can go wrong, and whose doing it is
+#   net/            sockets: named, opened, judged, closed; no server, no handler, no thread
+#   core/           the loop, a request's life, the servers, the handlers
+#   concurrency/    who runs the handler: threads, forks
+#   ready_made      the combinations
+#   run/            servers as a program: serve(), signals, the command line
+#   testing         tools for those who test their handlers
+#
+# Public is what stands here; any other name may change.
+
+import os as _os
+import selectors as _selectors
+import socket as _socket
+
+from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
+from sockserve.concurrency.threads import ThreadingMixIn
+from sockserve.core.active_requests import ActiveRequest, LiveRequest
+from sockserve.core.base_server import BaseServer
+from sockserve.core.events import Counters, LogObserver, Observer
+from sockserve.core.handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
+from sockserve.core.lifecycle import Drained
+from sockserve.core.loop import Loop
+from sockserve.core.server import TCPServer, UDPServer
+from sockserve.core.streams import SocketWriter as _SocketWriter  # noqa: F401  # pyright: ignore[reportUnusedImport] - used by programs
+from sockserve.errors import (
+    AddressError,
+    AlreadyServingError,
+    BindError,
+    DatagramTruncatedError,
+    DropInError,
+    HandshakeError,
+    ListenerLostError,
+    PeerError,
+    PeerTimeoutError,
+    ServerClosedError,
+    SockserveError,
+)
+from sockserve.ready_made import ThreadingTCPServer, ThreadingUDPServer
+from sockserve.run.serve import serve
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
+    # servers
+    "BaseServer",
+    "TCPServer",
+    "UDPServer",
+    # who runs the handler
+    "ThreadingMixIn",
+    "DispatchingMixIn",
+    "Dispatcher",
+    "ThreadingTCPServer",
+    "ThreadingUDPServer",
+    # handlers
+    "BaseRequestHandler",
+    "StreamRequestHandler",
+    "DatagramRequestHandler",
+    # several servers in one loop
+    "Loop",
+    # servers as a program
+    "serve",
+    # what happens
+    "ActiveRequest",
+    "LiveRequest",
+    "Observer",
+    "LogObserver",
+    "Counters",
+    "Drained",
+    # errors
+    "SockserveError",
+    "AddressError",
+    "AlreadyServingError",
+    "BindError",
+    "DatagramTruncatedError",
+    "DropInError",
+    "HandshakeError",
+    "ListenerLostError",
+    "PeerError",
+    "PeerTimeoutError",
+    "ServerClosedError",
+]
+
+if hasattr(_os, "fork"):
+    from sockserve.concurrency.forks import ForkingMixIn
+    from sockserve.ready_made import ForkingTCPServer, ForkingUDPServer
+
+    __all__ += ["ForkingMixIn", "ForkingTCPServer", "ForkingUDPServer"]
+
+if hasattr(_socket, "AF_UNIX"):
+    from sockserve.core.server import UnixDatagramServer, UnixStreamServer
+    from sockserve.ready_made import ThreadingUnixDatagramServer, ThreadingUnixStreamServer
+
+    __all__ += [
+        "ThreadingUnixDatagramServer",
+        "ThreadingUnixStreamServer",
+        "UnixDatagramServer",
+        "UnixStreamServer",
+    ]
+
+    if hasattr(_os, "fork"):
+        from sockserve.ready_made import ForkingUnixDatagramServer, ForkingUnixStreamServer
+
+        __all__ += ["ForkingUnixDatagramServer", "ForkingUnixStreamServer"]
+
+# Programs that write a loop of their own take their selector from here.
+_ServerSelector = getattr(_selectors, "PollSelector", _selectors.SelectSelector)
+
+for _name in __all__:
+    # Tracebacks and pickles name a thing by where it is public.
+    globals()[_name].__module__ = __name__

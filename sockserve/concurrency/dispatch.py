@@ -1,0 +1,151 @@
+"""Who runs the handler: the strategy, and the mix-in that puts one into a server.
+
+Rule 1. A dispatcher knows neither socket nor server; it runs what it is given.
+Rule 2. A mix-in uses nothing of a server but ``socketserver``'s hooks, so it works on any server class.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.base_order import refuse_wrong_order
+from sockserve.core.events import Events
+from sockserve.core.lifecycle import CUT_GRACE
+from sockserve.core.loop import Loop
+from sockserve.core.request_life import begin, contain, cut_others, serve
+
+__all__ = ["Dispatcher", "DispatchingMixIn"]
+
+log = logging.getLogger("sockserve")
+
+
+class Dispatcher(Protocol):
+    """Runs requests somewhere. Four verbs; ``attach`` and the two after it concern a loop that waits meanwhile."""
+
+    def dispatch(self, serve: Callable[[], str], release: Callable[[], None]) -> object:
+        """Run ``serve()`` somewhere, which says what became of the request; return the worker.
+
+        If the worker got its own copy of the request, call ``release()`` here. Raises if there is no worker to be had;
+        then neither was called.
+        """
+        ...
+
+    def reap(self) -> None:
+        """Forget finished workers. Called once per turn of the loop."""
+
+    def full(self) -> bool:
+        """Whether no request can be taken now: the loop does not accept then."""
+        ...
+
+    def close(self, timeout: float | None) -> bool:
+        """Wait at most ``timeout`` seconds (None: without limit) for the workers; say whether all are done."""
+        ...
+
+    def attach(self, loop: Loop) -> None:
+        """A loop begins to serve: wake it when ``reap()`` has something to do."""
+
+    def detach(self) -> None:
+        """The loop ends."""
+
+    def must_poll(self) -> float | None:
+        """After how many seconds ``reap()`` must be called because nothing will wake the loop; None: never."""
+        ...
+
+
+class DispatchingMixIn:
+    """Gives each request to a dispatcher. The concrete mix-ins say which."""
+
+    drain_timeout: float | None = 30.0
+    """Seconds that ``server_close()`` waits for workers before it cuts their connections; None: without limit."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_wrong_order(cls)
+
+    @property
+    def _serving_dispatcher(self) -> Any:
+        # Made on first use: a mix-in has no __init__ that anybody must remember to call.
+        try:
+            dispatcher = self.__dict__["_serving_dispatcher_made"]
+        except KeyError:
+            dispatcher = self.__dict__["_serving_dispatcher_made"] = self.make_dispatcher()
+        return dispatcher
+
+    def make_dispatcher(self) -> Dispatcher:
+        """Make the dispatcher of this server, once. A mix-in of your own overrides this, and nothing else."""
+        raise NotImplementedError(f"{type(self).__name__} mixes in no way to run a handler")
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give the request to a worker. Raises what makes that impossible."""
+        live = begin(self, request, client_address)
+        live.offer()
+        live.state = "dispatch"
+        live.thread = None
+        if live.events.dispatch:
+            Events.emit(live.events.dispatch, self, live)
+        try:
+            self._serving_dispatch(live)
+        except BaseException:
+            if live.claim("loop"):
+                # Our own servers strike it out; a standard library's does not know of it.
+                table_of(self).discard(live)
+            else:
+                live.owner = "worker"
+            raise
+
+    def _serving_dispatch(self, live: LiveRequest) -> None:
+        release = functools.partial(self.close_request, live.request)  # type: ignore[attr-defined]
+        self._serving_dispatcher.dispatch(functools.partial(self._serving_work, live), release)
+
+    def _serving_work(self, live: LiveRequest) -> str:
+        # A signal handler's exception may have torn the loop from its wait for the worker's beginning.
+        if live.claim("worker"):
+            self.process_request_thread(live.request, live.client_address)
+        return live.outcome
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve a request from PREPARE to SHUTDOWN, errors included; in whichever thread calls it.
+
+        Self-contained: a server may submit it to an executor of its own.
+        """
+        contain(self, begin(self, request, client_address), serve)
+
+    def server_close(self) -> None:
+        """Close the server, then wait for its workers; after ``drain_timeout`` seconds their connections are cut.
+
+        A datagram socket is closed after the wait, because the workers answer on it. An exception that ends the wait,
+        such as KeyboardInterrupt, cuts the connections at once and propagates.
+        """
+        if getattr(self, "socket_type", None) == socket.SOCK_DGRAM:
+            try:
+                self._serving_wait_for_workers()
+            finally:
+                super().server_close()  # type: ignore[misc]
+        else:
+            super().server_close()  # type: ignore[misc]
+            self._serving_wait_for_workers()
+
+    def _serving_wait_for_workers(self) -> None:
+        lifecycle = getattr(self, "_serving_lifecycle", None)
+        if lifecycle is not None:
+            lifecycle.draining = True
+            if lifecycle.acceptor is not None:
+                # Without a shutdown() before, new requests would come in while we wait for the old ones.
+                lifecycle.acceptor.listener_closes()
+        dispatcher = self.__dict__.get("_serving_dispatcher_made")
+        try:
+            if dispatcher is not None and not dispatcher.close(self.drain_timeout):
+                cut_others(self)
+                if not dispatcher.close(CUT_GRACE):
+                    log.warning("%s: closed, while workers still run: %s", self, table_of(self).snapshot())
+        except BaseException:
+            cut_others(self)
+            raise
+        finally:
+            if lifecycle is not None:
+                lifecycle.draining = False

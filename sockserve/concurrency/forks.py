@@ -1,0 +1,390 @@
+"""A child process for every request.
+
+Rule 1. Only our own children are waited for, by their process ids: another one's exit status is its parent's.
+Rule 2. The loop never blocks for a child: at ``max_children`` it does not accept, and the exit of one wakes it.
+Rule 3. A child leaves through ``os._exit``: nothing of the parent's runs twice but the flush of what the child wrote.
+"""
+
+# ruff: noqa: D102 - a dispatcher's methods are explained in dispatch.Dispatcher
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn, cast
+
+from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
+from sockserve.core.accepting import needs_no_poll
+from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.events import Events, LogObserver
+from sockserve.core.loop import Loop
+from sockserve.core.one_shot import OneShot
+from sockserve.core.request_life import forget
+from sockserve.net.closing import end_input
+
+__all__ = ["ForkDispatcher", "ForkingMixIn"]
+
+log = logging.getLogger("sockserve")
+
+HELD_BACK = {signal.SIGTERM, signal.SIGINT}
+"""Signals whose Python handlers must not run between fork(2) and what each side has to do at once after it."""
+
+POLL_WITHOUT_PIDFD = 0.02
+"""Seconds between two looks at the children where the kernel cannot signal their end by a descriptor."""
+
+
+EXIT_STATUS = {"handled": 0, "failed": 1, "refused": 120, "left": 121}
+"""A child's exit status for what became of its request: 0 and 1 as in ``socketserver``, the others out of the way of
+what a handler's own ``os._exit()`` may mean."""
+
+_OUTCOME = {status: outcome for outcome, status in EXIT_STATUS.items()}
+
+
+class Child:
+    """A process that serves one request."""
+
+    def __init__(self, pid: int, ended: Callable[[int], None]) -> None:
+        self.pid = pid
+        self.pidfd = _open_pidfd(pid)
+        self._ended = ended
+        self._is_reaped = False
+        self._reaping = threading.Lock()
+
+    def drain(self) -> None:
+        """SIGTERM: the child makes its client's input end."""
+        self._send(signal.SIGTERM)
+
+    def cut(self) -> None:
+        """SIGKILL."""
+        self._send(signal.SIGKILL)
+
+    def _send(self, signum: int) -> None:
+        pidfd = self.pidfd
+        try:
+            if pidfd is not None:
+                # Unlike the process id it can never mean another process.
+                signal.pidfd_send_signal(pidfd, signum)
+            elif not self._is_reaped:
+                os.kill(self.pid, signum)
+        except OSError:
+            # Reaped in this moment: ESRCH, or EBADF of its descriptor.
+            pass
+
+    def reap(self) -> bool:
+        """Whether the process has ended and this call reaped it; then its exit status was passed on."""
+        # Not to be waited for: a signal handler may have interrupted whoever holds it.
+        if self._is_reaped or not self._reaping.acquire(blocking=False):
+            return False
+        try:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                # Somebody else's waitpid(-1), or an ignored SIGCHLD, took the status away.
+                pid, status = self.pid, 0
+            self._is_reaped = pid != 0
+        finally:
+            self._reaping.release()
+        if self._is_reaped:
+            self._ended(os.waitstatus_to_exitcode(status))
+        return self._is_reaped
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        pidfd, self.pidfd = self.pidfd, None
+        if pidfd is not None:
+            os.close(pidfd)
+
+
+class ForkDispatcher:
+    """Runs each request in a child process of its own."""
+
+    def __init__(self, max_children: Callable[[], int]) -> None:
+        self._max_children = max_children
+        self.children: dict[int, Child] = {}
+        self.loop: Loop | None = None
+
+    def dispatch(self, serve: Callable[[], str], release: Callable[[], None]) -> Child:
+        return self.fork(serve, release, lambda _child: None, lambda _status: None)
+
+    def fork(
+        self,
+        serve: Callable[[], str],
+        release: Callable[[], None],
+        began: Callable[[Child], None],
+        ended: Callable[[int], None],
+    ) -> Child:
+        """As ``dispatch()``; ``began`` is told of the child before ``release()``, ``ended`` its exit status.
+
+        That is the negative number of the signal if one killed it.
+        """
+        # Loops that ask neither: a standard library's, or one over handle_request().
+        self.reap()
+        while self.full():
+            self.wait_for_one(None)
+        # What this process has buffered must not be written a second time by the child.
+        _flush_standard_streams()
+        _flush_log_handlers()
+        # Held back until the child says what SIGTERM means there, and until the parent knows of its child.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _be_child(serve)
+            child = self.adopt(pid, ended)
+            began(child)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        release()
+        return child
+
+    def adopt(self, pid: int, ended: Callable[[int], None]) -> Child:
+        """Reap this child of the process as well; ``ended`` as for ``fork()``."""
+        child = self.children[pid] = Child(pid, ended)
+        self._watch(child)
+        return child
+
+    def reap(self) -> None:
+        for child in list(self.children.values()):
+            self._reap_one(child)
+
+    def _reap_one(self, child: Child) -> None:
+        if child.reap():
+            self.children.pop(child.pid, None)
+            if self.loop is not None and child.pidfd is not None:
+                self.loop.unwatch(child.pidfd)
+            child.close()
+
+    def full(self) -> bool:
+        return len(self.children) >= self._max_children()
+
+    def close(self, timeout: float | None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.reap()
+        while self.children:
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                return False
+            self.wait_for_one(remaining)
+        return True
+
+    def wait_for_one(self, timeout: float | None) -> None:
+        """Wait until a child has ended, at most ``timeout`` seconds; reap it."""
+        poll = select.poll()
+        for child in self.children.values():
+            if child.pidfd is None:
+                timeout = POLL_WITHOUT_PIDFD if timeout is None else min(timeout, POLL_WITHOUT_PIDFD)
+            else:
+                poll.register(child.pidfd, select.POLLIN)
+        poll.poll(None if timeout is None else timeout * 1000)
+        self.reap()
+
+    def attach(self, loop: Loop) -> None:
+        self.loop = loop
+        for child in list(self.children.values()):
+            self._watch(child)
+
+    def detach(self) -> None:
+        if self.loop is not None:
+            for child in self.children.values():
+                if child.pidfd is not None:
+                    self.loop.unwatch(child.pidfd)
+            self.loop = None
+
+    def _watch(self, child: Child) -> None:
+        if self.loop is not None and child.pidfd is not None:
+            self.loop.watch(child.pidfd, functools.partial(self._reap_one, child))
+
+    def must_poll(self) -> float | None:
+        without = any(child.pidfd is None for child in self.children.values())
+        return POLL_WITHOUT_PIDFD if without else None
+
+
+class ForkingMixIn(DispatchingMixIn):
+    """Serves each request in a child process. Write it before the server class: ``class S(ForkingMixIn, TCPServer)``.
+
+    In the child a stream server's listening socket is closed, so that the port is free when the parent closes it, and
+    SIGTERM means what ``drain_request()`` does.
+    """
+
+    timeout: float | None = 300
+    """Kept for programs that read it; ``handle_request()`` obeys a ``timeout`` that a subclass or instance sets."""
+
+    max_children = 40
+    """How many children serve at once; while so many do, no request is accepted."""
+
+    block_on_close = True
+    """Whether ``server_close()`` waits for the children."""
+
+    active_children: set[int] | None = None
+    """The process ids of the children that serve now; None before the first."""
+
+    def collect_children(self, *, blocking: bool = False) -> None:
+        """Reap the children that have ended; with ``blocking`` wait for all."""
+        self._serving_adopt_children()
+        if blocking:
+            self._serving_dispatcher.close(None)
+        else:
+            self._serving_dispatcher.reap()
+
+    def _serving_adopt_children(self) -> None:
+        # Those that a subclass forked by itself.
+        dispatcher = self._serving_dispatcher
+        for pid in set(self.active_children or ()) - set(dispatcher.children):
+            dispatcher.adopt(pid, functools.partial(self._serving_adopted_ended, pid))
+
+    def _serving_adopted_ended(self, pid: int, _status: int) -> None:
+        if self.active_children is not None:
+            self.active_children.discard(pid)
+
+    @needs_no_poll
+    def service_actions(self) -> None:
+        """Reap the children that have ended."""
+        super().service_actions()  # type: ignore[misc]
+        self.collect_children()
+
+    def handle_timeout(self) -> Any:
+        """Reap the children that have ended."""
+        self.collect_children()
+        return super().handle_timeout()  # type: ignore[misc]
+
+    def make_dispatcher(self) -> Dispatcher:
+        """One that forks."""
+        return ForkDispatcher(lambda: self.max_children)
+
+    def _serving_dispatch(self, live: LiveRequest) -> None:
+        release = functools.partial(self.close_request, live.request)  # type: ignore[attr-defined]
+        work = functools.partial(self._serving_work_in_child, live)
+        began = functools.partial(self._serving_child_began, live)
+        self._serving_dispatcher.fork(work, release, began, functools.partial(self._serving_child_ended, live))
+
+    def _serving_child_began(self, live: LiveRequest, child: Child) -> None:
+        # Before this process closes its copy of the connection: a drain acts on the one or on the other.
+        live.worker = child
+        if self.active_children is None:
+            self.active_children = set()
+        self.active_children.add(child.pid)
+
+    def _serving_work_in_child(self, live: LiveRequest) -> str:
+        if getattr(self, "socket_type", None) != socket.SOCK_DGRAM:
+            # First of all: a copy of the listener would keep the port open after the parent has closed it.
+            listener = getattr(self, "socket", None)
+            if listener is not None:
+                listener.close()
+        loop = self._serving_dispatcher.loop
+        if loop is not None:
+            # Other servers' listeners would stay open as well.
+            loop.abandon(keep=self._serving_lifecycle.acceptor)  # type: ignore[attr-defined]
+        table_of(self).keep_only(live)
+        # The parent's observers hear it in the parent; here a lock of theirs may be held by a thread that is not here.
+        live.events = Events(tuple(each for each in live.events.observers if isinstance(each, LogObserver)))
+        # The parent's handlers are about the parent's life.
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, functools.partial(self._serving_drain_in_child, live))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+        return self._serving_work(live)
+
+    def _serving_drain_in_child(self, live: LiveRequest, signum: int, frame: object) -> None:
+        lifecycle = getattr(self, "_serving_lifecycle", None)
+        if lifecycle is not None:
+            lifecycle.draining = True
+        end_input(live.request)
+
+    def _serving_wait_for_workers(self) -> None:
+        self._serving_adopt_children()
+        if self.block_on_close:
+            super()._serving_wait_for_workers()
+        else:
+            self.collect_children()
+
+    def _serving_child_ended(self, live: LiveRequest, status: int) -> None:
+        live.outcome = _OUTCOME.get(status, "failed")
+        if self.active_children is not None and isinstance(live.worker, Child):
+            self.active_children.discard(live.worker.pid)
+        if status < 0:
+            log.warning("%s: the child that served %s was killed by signal %d", self, live.client_address, -status)
+        if live.outcome == "handled":
+            if live.events.handle:
+                Events.emit(live.events.handle, self, live)
+        elif live.events.error:
+            error = ChildProcessError(f"the child ended with status {status}: {live.outcome}")
+            Events.emit(live.events.error, self, live, error)
+        forget(self, live)
+
+    def _serving_wait_for_change(self, change: OneShot, timeout: float | None) -> bool:
+        dispatcher = self._serving_dispatcher
+        loop = dispatcher.loop
+        if not dispatcher.children or (loop is not None and loop.thread not in (None, threading.get_ident())):
+            return change.wait(timeout)
+        # No other thread reaps, so no other thread would make the change.
+        dispatcher.wait_for_one(timeout)
+        return change.wait(0) or timeout is None or timeout > 0
+
+    def _serving_before_handle_request(self) -> None:
+        self.collect_children()
+
+    def _serving_request_timeout(self) -> float | None:
+        if "timeout" not in vars(self):
+            owner = next(base for base in type(self).__mro__ if "timeout" in vars(base))
+            if owner is ForkingMixIn:
+                return cast("float | None", super().timeout)  # type: ignore[misc]
+        return self.timeout
+
+
+def _be_child(serve: Callable[[], str]) -> NoReturn:
+    status = EXIT_STATUS["failed"]
+    try:
+        status = EXIT_STATUS[serve()]
+    except (SystemExit, KeyboardInterrupt):
+        # A terminal sends Ctrl-C to the children as well; the parent says what is to be said.
+        pass
+    except BaseException:
+        # The request's own errors were reported by now; this is one in reporting them.
+        log.exception("a child process failed")
+    finally:
+        try:
+            _flush_standard_streams()
+            logging.shutdown()
+        finally:
+            os._exit(status)
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends (pidfd_open(2)); None where there is none to be had."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        # ENOSYS before Linux 5.3; EPERM in some sandboxes; EMFILE.
+        return None
+
+
+def _flush_log_handlers() -> None:
+    # As logging.shutdown() finds them; a handler may hold back what it was given before the fork.
+    handlers: Any = logging._handlerList  # type: ignore[attr-defined]  # noqa: SLF001
+    references = cast("list[Callable[[], logging.Handler | None]]", handlers[:])
+    for reference in references:
+        handler = reference()
+        if handler is not None:
+            try:
+                handler.flush()
+            except (OSError, ValueError):
+                # A broken pipe, or closed: as logging.shutdown().
+                pass
+
+
+def _flush_standard_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            # None without a console, a broken pipe, or closed.
+            pass

@@ -1,0 +1,186 @@
+"""A new thread for every request."""
+
+from __future__ import annotations
+
+import collections
+import contextvars
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
+from sockserve.core.active_requests import LiveRequest
+from sockserve.core.loop import Loop
+from sockserve.core.request_life import close
+
+__all__ = ["ThreadDispatcher", "ThreadingMixIn", "WorkerThreads"]
+
+
+_numbers = itertools.count(1)
+
+
+class WorkerThreads:
+    """The threads that ``server_close()`` waits for; to add or forget one costs the same however many there are."""
+
+    # ruff: noqa: D102 - a dispatcher's methods are explained in dispatch.Dispatcher
+
+    def __init__(self) -> None:
+        self._threads: dict[int, threading.Thread] = {}
+        self._finished: collections.deque[threading.Thread] = collections.deque()
+
+    def append(self, thread: threading.Thread) -> None:
+        """Wait for this thread too, unless it is a daemon."""
+        self.reap()
+        if not thread.daemon:
+            self._threads[id(thread)] = thread
+
+    def remove(self, thread: threading.Thread) -> None:
+        """Forget it. No effect on one that is not waited for."""
+        self._threads.pop(id(thread), None)
+
+    def finished(self, thread: threading.Thread) -> None:
+        """The thread, which calls this, is about to end."""
+        if id(thread) in self._threads:
+            self._finished.append(thread)
+
+    def reap(self) -> None:
+        """Forget those that have ended."""
+        while self._finished:
+            try:
+                thread = self._finished.popleft()
+            except IndexError:
+                return
+            if thread.is_alive():
+                # It is a few instructions from its end: join() must still wait for it.
+                self._finished.appendleft(thread)
+                return
+            self._threads.pop(id(thread), None)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for all but the calling thread, ``timeout`` seconds at most (None: for ever); say whether all ended."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for thread in self:
+            if thread is threading.current_thread() or thread.ident is None:
+                continue
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                return False
+            self.remove(thread)
+        return True
+
+    def __iter__(self) -> Iterator[threading.Thread]:
+        return iter(list(self._threads.copy().values()))
+
+    def __len__(self) -> int:
+        self.reap()
+        return len(self._threads)
+
+
+class ThreadDispatcher:
+    """Runs each request in a thread of its own."""
+
+    def __init__(
+        self, make_thread: Callable[[Callable[[], object]], threading.Thread], block: Callable[[], bool]
+    ) -> None:
+        self._make_thread = make_thread
+        self._block = block
+        self.threads = WorkerThreads()
+        self.holder: Any = None
+        """What a program put in the place of ``_threads``; it gets each thread as well."""
+
+    def dispatch(self, serve: Callable[[], str], release: Callable[[], None]) -> threading.Thread:
+        threads = self.threads
+        # Handlers see the context variables of whoever called serve_forever().
+        context = contextvars.copy_context()
+
+        def run() -> None:
+            try:
+                context.run(serve)
+            finally:
+                threads.finished(threading.current_thread())
+
+        thread = self._make_thread(run)
+        if self._block():
+            # Before it starts, or it could end without being known.
+            threads.append(thread)
+            if self.holder is not None:
+                self.holder.append(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            # It could not be started. Anything else is a signal handler's, and the thread may run already.
+            threads.remove(thread)
+            raise
+        return thread
+
+    def reap(self) -> None:
+        self.threads.reap()
+
+    def full(self) -> bool:
+        return False
+
+    def close(self, timeout: float | None) -> bool:
+        has_ended = self.threads.join(timeout)
+        if has_ended and self.holder is not None:
+            self.holder.join()
+        return has_ended
+
+    def attach(self, loop: Loop) -> None:
+        pass
+
+    def detach(self) -> None:
+        pass
+
+    def must_poll(self) -> float | None:
+        return None
+
+
+class ThreadingMixIn(DispatchingMixIn):
+    """Serves each request in a new thread. Write it before the server class: ``class S(ThreadingMixIn, TCPServer)``.
+
+    A thread that cannot be started is an error of that request; the server goes on.
+    """
+
+    daemon_threads = False
+    """Whether the threads are daemons, which neither ``server_close()`` nor the interpreter's end waits for."""
+
+    block_on_close = True
+    """Whether ``server_close()`` waits for the threads."""
+
+    def make_thread(self, target: Callable[[], object]) -> threading.Thread:
+        """Make the thread that is to call ``target``, and do not start it. Override it to choose name or class."""
+        name = f"{type(self).__name__}-{next(_numbers)}"
+        return threading.Thread(target=target, name=name, daemon=self.daemon_threads)
+
+    @property
+    def _threads(self) -> Any:
+        dispatcher = self._serving_dispatcher
+        return dispatcher.threads if dispatcher.holder is None else dispatcher.holder
+
+    @_threads.setter
+    def _threads(self, holder: Any) -> None:
+        self._serving_dispatcher.holder = holder
+
+    def make_dispatcher(self) -> Dispatcher:
+        """One that starts threads."""
+        # Asked for at each request: programs change it after construction.
+        return ThreadDispatcher(self.make_thread, lambda: self.block_on_close)
+
+    def _serving_dispatch(self, live: LiveRequest) -> None:
+        try:
+            super()._serving_dispatch(live)
+        except RuntimeError as error:
+            if not _interpreter_ends(error):
+                raise
+            # Nobody can be served any more: no new threads, and the old ones are being waited for.
+            live.outcome = "refused"
+            self._BaseServer__shutdown_request = True
+            close(self, live)
+
+
+def _interpreter_ends(error: RuntimeError) -> bool:
+    # CPython 3.12 says so in the text of a plain RuntimeError, 3.13 by PythonFinalizationError with the same text.
+    return sys.is_finalizing() or "interpreter shutdown" in str(error)

@@ -1,0 +1,303 @@
+"""One server's stay in a loop: when it is polled, how it accepts, what an error of accept() does.
+
+Rule 1. A server that is full, suspended or backing off is not watched: the kernel's backlog holds the rest.
+Rule 2. What the loop borrowed it gives back: the listener's blocking mode is the caller's again after ``leave()``.
+Rule 3. A descriptor is polled only while it is still the socket that the server began with.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sockserve.core.active_requests import table_of
+from sockserve.core.events import Events, events_of
+from sockserve.core.lifecycle import Lifecycle
+from sockserve.core.loop import Loop, Timer, readiness_of
+from sockserve.core.one_shot import OneShot
+from sockserve.errors import AlreadyServingError, ListenerLostError, ServerClosedError
+from sockserve.net.accept import accept_of
+from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST, Verdict
+
+__all__ = ["BATCH", "Acceptor", "drains", "needs_no_poll"]
+
+log = logging.getLogger("sockserve")
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+BATCH = 64
+"""Requests taken in one turn at most: enough to make the wait's cost vanish, few enough that other servers of the loop
+get their turn. A stop does not wait for the end of a batch."""
+
+
+def drains(get_request: Hook) -> Hook:
+    """Mark a ``get_request`` that raises BlockingIOError instead of waiting: the loop may call it repeatedly."""
+    get_request.__dict__["drains"] = True
+    return get_request
+
+
+def needs_no_poll(service_actions: Hook) -> Hook:
+    """Mark a ``service_actions`` that has nothing to do while nothing happens, so that an idle loop may sleep."""
+    service_actions.__dict__["needs_no_poll"] = True
+    return service_actions
+
+
+class Acceptor:
+    """Takes requests for one server while a loop runs. Made by ``server.attach(loop)``."""
+
+    def __init__(self, server: Any, lifecycle: Lifecycle, loop: Loop, poll_interval: float) -> None:
+        self.server = server
+        self.loop = loop
+        self.lifecycle = lifecycle
+        self.stop_requested = False
+        self.listener_closed = False
+        """Whether ``server_close()`` took the listener away on purpose."""
+        self.watching = False
+        self.ended = OneShot()
+        self.holds_end = False
+        """Whether whoever made the loop calls ``finish()``, once the loop's descriptors are closed too."""
+        self.accept: Callable[[], tuple[socket.socket, Any]] | None = None
+        """Accepts one connection, if the server's socket is a listening one."""
+        self.delay = 0.0
+        """Seconds of the present or last pause of a back-off that has not ended; 0: accepting works."""
+        self.max_wait: float | None = None
+        self._poll_interval = poll_interval
+        self._ticks = False
+        self._left = False
+        self._batch = 1
+        self._more_waits: Callable[[], object] | None = None
+        self._lent_timeout: float | None = None
+        self._owns_mode = False
+        self._paused_for: str | None = None
+        self._errors = 0
+        self._retry: Timer | None = None
+        self._retry_now = False
+        self._hears_changes = False
+        self._dispatcher: Any = None
+        self.listener: Any = getattr(server, "socket", None)
+        self._fd = -1
+        self._fileno: Callable[[], int] = server.fileno
+        self._events = events_of(server)
+        if not lifecycle.begin(self):
+            raise AlreadyServingError(f"{server} is already being served by another serve_forever()")
+        try:
+            self._fd = server.fileno()
+            if self.listener is not None and self.listener.fileno() == self._fd:
+                self._fileno = self.listener.fileno
+            # A stop that overtook the start may have been followed by the close: that is a quiet end, not an error.
+            if self._fd < 0 and not self.stop_requested:
+                raise ServerClosedError(f"{server} is closed: it cannot serve before it gets a new socket")  # noqa: TRY301
+            server._serving_has_begun(self)  # noqa: SLF001 - the server's own part of the stay
+            if not getattr(server.service_actions, "needs_no_poll", False):
+                self._ticks = True
+                self.max_wait = poll_interval
+            self._dispatcher = getattr(server, "_serving_dispatcher", None)
+            if self._dispatcher is not None:
+                self._dispatcher.attach(loop)
+            loop.add(self)
+            if self._fd >= 0:
+                self._take_over_listener()
+            lifecycle.serving.set()
+        except BaseException:
+            self.leave()
+            raise
+
+    def _take_over_listener(self) -> None:
+        listener = self.listener
+        try:
+            if getattr(self.server.get_request, "drains", False):
+                self._batch = BATCH
+            if _listens(listener):
+                self.accept = accept_of(listener)
+                # Cheaper by far than an accept() in vain, for which Linux makes a socket and throws it away.
+                self._more_waits = readiness_of(self._fd)
+                # Of two processes that wake for one connection the loser would block in accept(), where PEP 475 even
+                # retries through a signal. Sockets that do not listen are left alone: handlers send on a datagram
+                # socket, and idlelib connects in server_activate().
+                self._lent_timeout = listener.gettimeout()
+                self._owns_mode = True
+                listener.setblocking(False)
+        except (OSError, ValueError):
+            # Closed meanwhile: the first turn says by whom.
+            if listener.fileno() == self._fd:
+                raise
+
+    # 1 WAIT
+
+    def before_wait(self) -> None:
+        """Watch the listener if the server may take a request, and leave the loop if it is to stop."""
+        if self.stop_requested:
+            self.leave()
+            return
+        try:
+            if getattr(self.server, "socket", None) is not self.listener or self._fileno() != self._fd:
+                message = f"the socket of {self.server} was closed or replaced while it was being served"
+                raise ListenerLostError(message)  # noqa: TRY301 - caught only to look at listener_closed
+            reason = None
+            if self.lifecycle.suspended:
+                reason = "suspended"
+            elif self._retry is not None and not self._retry_now:
+                reason = "back off"
+            elif self._dispatcher is not None:
+                if self._dispatcher.full():
+                    reason = "full"
+                limits = (self._poll_interval if self._ticks else None, self._dispatcher.must_poll())
+                self.max_wait = min((limit for limit in limits if limit is not None), default=None)
+            if reason is not None or not self.watching:
+                self._pause_or_go_on(reason)
+        except (OSError, ValueError, ListenerLostError):
+            if not self.listener_closed:
+                self.leave()
+                raise
+        if self.listener_closed:
+            if not self.stop_requested:  # again: a signal handler may have stopped it properly since
+                log.warning("%s: server_close() came before shutdown(); the loop ends", self.server)
+            self.leave()
+
+    def _pause_or_go_on(self, reason: str | None) -> None:
+        changed = reason != self._paused_for
+        if changed:
+            self._paused_for = reason
+            if wait := events_of(self.server).wait:
+                Events.emit(wait, self.server, reason)
+        if reason is None and not self.watching:
+            self._end_pause()
+            self.loop.watch(self._fd, self._accept)
+            self.watching = True
+        elif reason is not None and self.watching:
+            self.loop.unwatch(self._fd)
+            self.watching = False
+        if reason == "suspended" and changed:
+            # A drain waits for the moment from which nothing new can come.
+            table_of(self.server).touch()
+
+    # 2 ACCEPT
+
+    def _accept(self) -> None:
+        """Take what waits, at most a batch."""
+        take = self.server._handle_request_noblock  # noqa: SLF001 - stdlib's name for one request
+        lifecycle = self.lifecycle
+        dispatcher = self._dispatcher
+        more_waits = self._more_waits
+        for _ in range(self._batch):
+            if self.stop_requested or self.listener_closed or lifecycle.suspended:
+                return
+            if dispatcher is not None and dispatcher.full():
+                return
+            # An override may return None after one request, as the standard library's does.
+            if take() is not True:
+                return
+            if more_waits is not None and not more_waits():
+                return
+
+    def recovered(self) -> None:
+        """A descriptor was to be had: whatever made accept fail is over."""
+        log.warning("%s: accepting again after %d failed attempts", self.server, self._errors)
+        self.delay = 0.0
+        self._errors = 0
+
+    def failed(self, error: BaseException, verdict: Verdict) -> None:
+        """Do what the table says about an error of ``get_request()``."""
+        if self.listener_closed or verdict is Verdict.IGNORE:
+            return
+        if verdict is Verdict.FATAL:
+            self.leave()
+            raise ListenerLostError(f"the socket of {self.server} cannot accept any more: {error}") from error
+        self._errors += 1
+        if not self.delay:
+            log.warning("%s: accepting pauses, because accept failed: %s", self.server, error)
+        self.delay = min(2 * self.delay, BACK_OFF_LAST) if self.delay else BACK_OFF_FIRST
+        self._end_pause()
+        self._retry_now = False
+        self._retry = self.loop.call_later(self.delay, self._end_pause)
+        if not self._hears_changes:
+            self._hears_changes = True
+            table_of(self.server).on_next_change(self._try_now)
+
+    def _try_now(self) -> None:
+        """A descriptor may have come free: try again now. From any thread."""
+        self._hears_changes = False
+        if self._retry is not None and not self._retry_now:
+            self._retry_now = True
+            self.loop.wake()
+
+    def _end_pause(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    # 9 TICK
+
+    def after_turn(self) -> None:
+        """One turn is over."""
+        if self._left:
+            return
+        if self._ticks:
+            self.server.service_actions()
+        if self._dispatcher is not None:
+            self._dispatcher.reap()
+        if self.server.observers is not self._events.observers:
+            self._events = events_of(self.server)
+        if self._events.tick:
+            Events.emit(self._events.tick, self.server)
+
+    # leaving
+
+    def listener_closes(self) -> None:
+        """``server_close()`` is about to close the listener. From any thread."""
+        self.listener_closed = True
+        # Now and not in the next turn: a closed descriptor's number may be somebody else's by then.
+        self.loop.unwatch(self._fd)
+        self.loop.wake()
+
+    def leave(self) -> None:
+        """Leave the loop. Idempotent."""
+        if self._left:
+            return
+        self._left = True
+        self.loop.remove(self)
+        self._end_pause()
+        if not self.listener_closed:
+            self.loop.unwatch(self._fd)
+            self._return_blocking_mode()
+        self.watching = False
+        if self._dispatcher is not None:
+            self._dispatcher.detach()
+        if not self.holds_end:
+            self.finish()
+
+    def abandon(self) -> None:
+        """Close this process's copy of the listener."""
+        if self.listener is not None:
+            self.listener.close()
+
+    def finish(self) -> None:
+        """Let everybody go who waits for the end."""
+        self.lifecycle.end()
+        self.server._serving_has_ended()  # noqa: SLF001 - as above
+        self.ended.set()
+        table_of(self.server).touch()
+
+    def _return_blocking_mode(self) -> None:
+        if self._owns_mode and self.listener.fileno() == self._fd:
+            try:
+                self.listener.settimeout(self._lent_timeout)
+            except OSError:
+                # Closed in this moment.
+                pass
+
+
+def _is_stream(listener: Any) -> bool:
+    return isinstance(listener, socket.socket) and listener.type == socket.SOCK_STREAM
+
+
+def _listens(listener: Any) -> bool:
+    if not _is_stream(listener):
+        return False
+    try:
+        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except (OSError, AttributeError):
+        # macOS knows the option for AF_INET only.
+        return True

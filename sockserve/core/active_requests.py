@@ -1,0 +1,212 @@
+"""The live table: every request in progress, where in its life it is, and since when.
+
+Rule 1. Each operation on the table is one atomic operation on a dict or a list, so that a signal handler that
+interrupts one of them can do another; only what workers do with a request that a subclass keeps needs a lock.
+Rule 2. Whoever waits registers first and looks at the table second; whoever changes it changes first and looks for
+waiters second. So no change goes unseen.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from sockserve.core.one_shot import OneShot
+
+__all__ = ["ActiveRequest", "ActiveRequests", "LiveRequest", "RemoteWorker", "table_of"]
+
+
+class ActiveRequest(NamedTuple):
+    """One request in progress, as it was when ``server.active_requests`` was read."""
+
+    client_address: Any
+    """Who asks, as ``get_request()`` told it."""
+    state: str
+    """Where in its life it is: one of "accept", "verify", "dispatch", "prepare", "handle", "error", "shutdown", or
+    "kept" (by a subclass, which may serve it later)."""
+    since: float
+    """When it was accepted, in seconds of ``time.monotonic()``."""
+    handler: Any
+    """The handler, from the moment its constructor runs; None before."""
+
+
+class RemoteWorker(Protocol):
+    """Another process that serves a request."""
+
+    def drain(self) -> None:
+        """Let it end soon: its client shall have no more to say."""
+
+    def cut(self) -> None:
+        """End it now."""
+
+
+class LiveRequest:
+    """A request in progress as the server itself sees it; observers read it, and write nothing."""
+
+    state = "accept"
+    """Where in its life it is, in the words of ``ActiveRequest.state``."""
+    handler: Any = None
+    outcome = "handled"
+    """What became of it, so far: "handled", "refused", "failed", or "left" (the peer did, before the end)."""
+    detached = False
+    """Whether ``detach_request()`` gave its socket away, so that the server must not close it."""
+    thread: int | None
+    """The identity of the thread that serves it; None while nobody in this process does."""
+    owner: str | None = None
+    """Who serves or closes it: "loop" or "worker"; None: nobody has claimed that."""
+    kept: weakref.ref[socket.socket] | None = None
+    """The request, if a subclass keeps it: ``request`` is None then, and nobody here holds it fast."""
+    worker: RemoteWorker | None = None
+    """Who serves it, if that is not this process."""
+
+    def __init__(self, table: ActiveRequests, events: Any, request: Any, client_address: Any) -> None:
+        self.table = table
+        self.events = events
+        self.key = id(request)
+        self.request = request
+        self.client_address = client_address
+        self.since = time.monotonic()
+        # Whoever enters it serves it, or gives it away: nobody waits in that thread for its end.
+        self.thread = threading.get_ident()
+
+    def offer(self) -> None:
+        """Let ``claim()`` decide who serves or closes it."""
+        self._claims = [None]
+
+    def claim(self, owner: str) -> bool:
+        """Whether ``owner`` is the one who serves or closes it: of those who ask after an ``offer()``, the first."""
+        try:
+            self._claims.pop()
+        except IndexError:
+            return False
+        self.owner = owner
+        return True
+
+
+class ActiveRequests:
+    """The requests of one server that were accepted and not yet closed."""
+
+    def __init__(self) -> None:
+        # By identity: a datagram's request is a tuple, and equal ones may be served at once.
+        self._live: dict[int, LiveRequest] = {}
+        self._watchers: list[Callable[[], None]] = []
+        # Guards the change between "verify", "kept" and being served; no verb of a server takes it.
+        self._keeping = threading.Lock()
+
+    def add(self, request: Any, client_address: Any, events: Any = None) -> LiveRequest:
+        """Enter a request that was just accepted; ``events`` goes with it: its observers hear the whole of its life."""
+        live = LiveRequest(self, events, request, client_address)
+        self.enter(live)
+        return live
+
+    def enter(self, live: LiveRequest) -> None:
+        """As ``add()``, for a record that its maker holds already."""
+        self._live[live.key] = live
+        if self._watchers:
+            self._tell_watchers()
+
+    def take(self, request: Any) -> LiveRequest | None:
+        """The record of a request that the caller is going to serve, or to give to a worker."""
+        live = self._live.get(id(request))
+        if live is None or live.state not in ("verify", "kept"):
+            return live
+        with self._keeping:
+            if live.kept is not None:
+                if live.kept() is not request:
+                    return None
+                live.request = request
+                live.kept = None
+            live.state = "dispatch"
+        return live
+
+    def find(self, request: Any) -> LiveRequest | None:
+        """The record of a request that is being served."""
+        return self._live.get(id(request))
+
+    def keep(self, live: LiveRequest, gone: Callable[[], object]) -> bool:
+        """Let go of a request that nobody took, but not of its record, until somebody does or the request is gone.
+
+        ``gone()`` is called when the subclass that has it forgets it. False: that could not be noticed, or is past.
+        """
+        with self._keeping:
+            if live.state != "verify":
+                return True
+            request = live.request
+            if not isinstance(request, socket.socket) or request.fileno() < 0:
+                return False
+            live.state = "kept"
+            live.thread = None
+            live.request = None
+            live.kept = weakref.ref(request, lambda _: gone())
+        return True
+
+    def replace(self, live: LiveRequest, request: Any) -> None:
+        """Find the record by what ``prepare_request()`` made of its request from now on."""
+        self._live.pop(live.key, None)
+        live.request = request
+        live.key = id(request)
+        self._live[live.key] = live
+
+    def keep_only(self, live: LiveRequest) -> None:
+        """Forget all others, and whoever waits: this process is a child that has nothing to do with them."""
+        self._watchers.clear()
+        self._live = {live.key: live}
+
+    def discard(self, live: LiveRequest) -> None:
+        """Strike a request out. No effect on one that is not in the table."""
+        self._live.pop(live.key, None)
+        if self._watchers:
+            self._tell_watchers()
+
+    def all(self) -> list[LiveRequest]:
+        """Those in progress now, oldest first."""
+        # copy() is atomic, iteration is not.
+        return [live for live in self._live.copy().values() if live.kept is None or _is_open(live.kept())]
+
+    def others(self) -> list[LiveRequest]:
+        """Those in progress now that the calling thread does not serve itself: the ones it can wait for."""
+        me = threading.get_ident()
+        return [live for live in self.all() if live.thread != me]
+
+    def snapshot(self) -> tuple[ActiveRequest, ...]:
+        """What users see."""
+        return tuple(ActiveRequest(live.client_address, live.state, live.since, live.handler) for live in self.all())
+
+    def next_change(self) -> OneShot:
+        """An event that is set as soon as a request enters or leaves the table, or ``touch()`` is called."""
+        change = OneShot()
+        self.on_next_change(change.set)
+        return change
+
+    def on_next_change(self, callback: Callable[[], None]) -> None:
+        """Call back once, in whichever thread, at the next such change."""
+        self._watchers.append(callback)
+
+    def touch(self) -> None:
+        """Set the events of ``next_change()``: something else happened that whoever waits may be waiting for."""
+        self._tell_watchers()
+
+    def _tell_watchers(self) -> None:
+        while True:
+            try:
+                callback = self._watchers.pop()
+            except IndexError:
+                return
+            callback()
+
+
+def _is_open(request: socket.socket | None) -> bool:
+    return request is not None and request.fileno() >= 0
+
+
+def table_of(server: Any) -> ActiveRequests:
+    """The live table of any server, a standard library's one included; made on first use."""
+    try:
+        table: ActiveRequests = server.__dict__["_serving_live_table"]
+    except KeyError:
+        table = server.__dict__.setdefault("_serving_live_table", ActiveRequests())
+    return table

@@ -1,0 +1,29 @@
+"""The order of base classes decides whether a mix-in has any effect; a wrong one is refused."""
+
+from __future__ import annotations
+
+__all__ = ["refuse_wrong_order"]
+
+# What only a BaseServer defines by itself, the standard library's included: a mix-in may have one of them, not both.
+_SERVER = {"_handle_request_noblock", "serve_forever"}
+
+
+def refuse_wrong_order(cls: type) -> None:
+    """Raise TypeError if a mix-in stands behind the server class whose hook it is there to replace.
+
+    ``class S(TCPServer, ThreadingMixIn)`` would silently serve one client at a time.
+    """
+    behind_server: type | None = None
+    for base in cls.__mro__[1:]:
+        if behind_server is None:
+            if vars(base).keys() >= _SERVER:
+                behind_server = base
+        elif not issubclass(behind_server, base) and vars(base).keys() & {"process_request", "serve_forever"}:
+            servers = [each for each in cls.__bases__ if issubclass(each, behind_server)]
+            mix_ins = [each for each in cls.__bases__ if each not in servers]
+            culprit = next((each for each in mix_ins if issubclass(each, base)), base)
+            order = ", ".join(each.__name__ for each in (*mix_ins, *servers))
+            raise TypeError(
+                f"{cls.__name__}: {culprit.__name__} has no effect behind a server class; "
+                f"write class {cls.__name__}({order})"
+            )

@@ -1,0 +1,389 @@
+"""BaseServer: the hooks of ``socketserver``, in its order, and the verbs that start and stop them."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias
+
+from typing_extensions import TypeVar
+
+from sockserve.core.accepting import Acceptor, needs_no_poll
+from sockserve.core.active_requests import ActiveRequest, LiveRequest, table_of
+from sockserve.core.base_order import refuse_wrong_order
+from sockserve.core.events import Events, LogObserver, Observer, events_of
+from sockserve.core.lifecycle import CUT_GRACE, Drained, Lifecycle
+from sockserve.core.loop import Loop, wait_readable
+from sockserve.core.one_shot import OneShot
+from sockserve.core.request_life import begin, cut_others, drain_one, serve, take
+from sockserve.errors import HandshakeError, ListenerLostError, ServerClosedError
+from sockserve.net.accept_errors import Verdict, judge
+from sockserve.net.departure import has_left
+
+__all__ = ["AddressT", "BaseServer", "HandlerFactory", "RequestT"]
+
+log = logging.getLogger("sockserve")
+
+# Formatting a traceback imports it, which takes a descriptor just when the report may be that there is none left.
+importlib.import_module("tokenize")
+
+RequestT = TypeVar("RequestT", default=Any)
+AddressT = TypeVar("AddressT", default=Any)
+# Not "-> BaseRequestHandler": the standard library's handlers, and functions, are handler classes too.
+HandlerFactory: TypeAlias = Callable[[Any, Any, Any], Any]
+
+
+class BaseServer(Generic[RequestT, AddressT]):
+    """Accepts requests and gives each to a handler; subclasses say what a request is.
+
+    Methods for the caller:
+
+    - ``__init__(server_address, RequestHandlerClass)``
+    - ``serve_forever(poll_interval=0.5)``, ``shutdown(timeout=None)``, ``server_close()``
+    - ``drain(timeout)``, ``suspend()``, ``resume()``, ``wait_idle(timeout)``
+    - ``handle_request()``: one request, without ``serve_forever()``
+    - ``attach(loop)``: be served by a loop that hosts several servers
+    - ``fileno() -> int``: for select()
+    - ``active_requests``, ``add_observer(observer)``
+
+    Methods that may be overridden, in the order of a request's life (the first three run in the loop's thread, the
+    others in the worker that serves the request):
+
+    - ``get_request() -> request, client_address``
+    - ``verify_request(request, client_address) -> bool``
+    - ``process_request(request, client_address)``
+    - ``prepare_request(request, client_address) -> request, client_address``
+    - ``finish_request(request, client_address)``
+    - ``handle_error(request, client_address)``
+    - ``shutdown_request(request)``, ``close_request(request)``
+
+    and beside it: ``server_activate()``, ``server_close()``; ``service_actions()`` after each turn
+    of the loop, ``handle_timeout()`` when ``handle_request()`` saw no request within ``timeout``,
+    ``drain_request(request)`` when a drain begins.
+
+    Class attributes that may be overridden: ``timeout``, ``observers``, ``drain_timeout``.
+    """
+
+    timeout: float | None = None
+    """Seconds that ``handle_request()`` waits for a request; None: without limit. ``serve_forever()`` ignores it."""
+
+    drain_timeout: float | None = 30.0
+    """Seconds that ``server_close()`` waits for workers before it cuts their connections; None: without limit."""
+
+    observers: tuple[Observer, ...] = (LogObserver(),)
+    """Who hears what happens to requests."""
+
+    # The present stay in a loop, where every request looks for it.
+    _serving_acceptor: Acceptor | None = None
+
+    server_address: Any
+    RequestHandlerClass: HandlerFactory
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_wrong_order(cls)
+
+    def __init__(
+        self,
+        server_address: Any,
+        RequestHandlerClass: HandlerFactory,  # noqa: N803 - stdlib's name
+    ) -> None:
+        self.server_address = server_address
+        self.RequestHandlerClass = RequestHandlerClass
+        self.__is_shut_down = threading.Event()
+        vars(self).pop("_serving_lifecycle_state", None)
+
+    # The two attributes below are private in name only: programs set the one from handlers and signal handlers, and
+    # wait for the other.
+
+    @property
+    def __shutdown_request(self) -> bool:
+        return self._serving_lifecycle.stop_requested
+
+    @__shutdown_request.setter
+    def __shutdown_request(self, value: bool) -> None:
+        self._serving_lifecycle.stop_requested = value
+
+    @property
+    def _serving_lifecycle(self) -> Lifecycle:
+        # Made on first use: methods are called on objects whose __init__ never ran.
+        try:
+            lifecycle: Lifecycle = self.__dict__["_serving_lifecycle_state"]
+        except KeyError:
+            lifecycle = self.__dict__.setdefault("_serving_lifecycle_state", Lifecycle())
+        return lifecycle
+
+    # construction and end
+
+    def server_activate(self) -> None:
+        """Begin to listen. Nothing to do here; subclasses override it."""
+
+    def server_close(self) -> None:
+        """Give back what the server holds. Safe on a half-built server, twice, and while the loop runs, which it ends.
+
+        Not terminal: with a new socket the server can serve again.
+        """
+        acceptor = self._serving_lifecycle.acceptor
+        if acceptor is not None:
+            acceptor.listener_closes()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {vars(self).get('server_address')!r}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.server_close()
+
+    # serving
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serve until ``shutdown()``; return within milliseconds of it.
+
+        ``poll_interval`` is the longest time in seconds between two calls of an overridden ``service_actions()``; it
+        delays nothing else, and a server that does not override it sleeps while nothing happens.
+
+        Raises ServerClosedError, AlreadyServingError; ListenerLostError when the socket fails, or is closed or replaced
+        by something other than ``server_close()``; what a signal handler, ``handle_error()`` or ``service_actions()``
+        raises; and of an inline handler only what is no Exception (SystemExit, KeyboardInterrupt).
+        """
+        with Loop() as loop:
+            # Before the first run() already: a shutdown() from another thread waits from now on.
+            loop.thread = threading.get_ident()
+            acceptor = Acceptor(self, self._serving_lifecycle, loop, poll_interval)
+            acceptor.holds_end = True
+            try:
+                loop.run()
+            finally:
+                acceptor.leave()
+                loop.close()
+                acceptor.finish()
+
+    def attach(self, loop: Loop, poll_interval: float = 0.5) -> None:
+        """Be served by ``loop.run()``, beside other servers, until ``shutdown()``. Raises as ``serve_forever()``."""
+        Acceptor(self, self._serving_lifecycle, loop, poll_interval)
+
+    def wait_until_serving(self, timeout: float | None = None) -> bool:
+        """Wait until a loop serves this server, at most ``timeout`` seconds; say whether one does."""
+        return self._serving_lifecycle.serving.wait(timeout)
+
+    def _serving_has_begun(self, acceptor: Acceptor) -> None:
+        self._serving_acceptor = acceptor
+        vars(self).setdefault("_BaseServer__is_shut_down", threading.Event()).clear()
+
+    def _serving_has_ended(self) -> None:
+        self._serving_acceptor = None
+        self.__is_shut_down.set()
+
+    @needs_no_poll
+    def service_actions(self) -> None:
+        """Called after each turn of the loop, and at least every ``poll_interval`` seconds if overridden."""
+
+    # stopping
+
+    def _serving_shutdown(self, timeout: float | None = None) -> None:
+        """Stop ``serve_forever()``; it has ended when this returns, which takes milliseconds.
+
+        From the loop's own thread (an inline handler, a signal handler in the thread that serves): asks and returns.
+        Before the first ``serve_forever()``: that one will return at once. On a server that ran and stopped: no effect.
+        Requests in progress go on; see ``drain()`` and ``server_close()``.
+        Raises TimeoutError if the loop has not ended after ``timeout`` seconds (None: wait without limit).
+        """
+        self._serving_lifecycle.stop(timeout)
+
+    if TYPE_CHECKING:
+        # Programs override shutdown(self): a parameter declared here would make each such override an error to a
+        # type checker, though it works.
+        shutdown: Any
+    else:
+        shutdown = _serving_shutdown
+
+    def suspend(self) -> None:
+        """Accept no more until ``resume()``; requests in progress go on, new ones wait in the kernel. Idempotent."""
+        self._serving_lifecycle.suspended = True
+        self._serving_lifecycle.wake()
+
+    def resume(self) -> None:
+        """Accept again. Idempotent."""
+        self._serving_lifecycle.suspended = self._serving_lifecycle.suspended_by_drain = False
+        self._serving_lifecycle.wake()
+
+    def wait_idle(self, timeout: float | None = None) -> bool:
+        """Wait until no request is in progress (but the caller's own), at most ``timeout`` seconds; say whether so.
+
+        After ``suspend()`` this includes a request that was just being accepted.
+        """
+        return self._serving_lifecycle.wait_until_idle(table_of(self), timeout, self._serving_wait_for_change)
+
+    def drain(self, timeout: float | None = None) -> Drained:
+        """Accept no more, let the requests in progress end, cut those that have not after ``timeout`` seconds.
+
+        ``drain_request()`` is called for each of them, and ``draining`` is true from now until the server serves anew.
+        The server stays suspended until ``resume()`` or the next ``serve_forever()``. None waits without limit.
+        Returns how many requests finished and how many were cut.
+        """
+        lifecycle = self._serving_lifecycle
+        lifecycle.draining = True
+        if not lifecycle.suspended:
+            lifecycle.suspended_by_drain = True
+            self.suspend()
+        waited_for: list[LiveRequest] = []
+
+        def see(live: LiveRequest) -> None:
+            waited_for.append(live)
+            drain_one(self, live)
+
+        late: list[LiveRequest] = []
+        if not lifecycle.wait_until_idle(table_of(self), timeout, self._serving_wait_for_change, see):
+            late = cut_others(self)
+            lifecycle.wait_until_idle(table_of(self), CUT_GRACE, self._serving_wait_for_change)
+        return Drained(finished=len(set(waited_for) - {*late, *table_of(self).all()}), cut=len(late))
+
+    def _serving_wait_for_change(self, change: OneShot, timeout: float | None) -> bool:
+        return change.wait(timeout)
+
+    @property
+    def draining(self) -> bool:
+        """Whether handlers that loop should come to an end: a drain or the wait in ``server_close()`` is under way."""
+        return self._serving_lifecycle.draining
+
+    def drain_request(self, request: RequestT) -> None:
+        """A drain has begun and the request is still in progress. Does nothing here; stream servers end its input."""
+
+    # the live table and its observers
+
+    @property
+    def active_requests(self) -> tuple[ActiveRequest, ...]:
+        """The requests in progress, oldest first, as they are now."""
+        return table_of(self).snapshot()
+
+    def add_observer(self, observer: Observer) -> None:
+        """Let ``observer`` hear this server's events, those of requests from the next one on."""
+        self.observers = (*self.observers, observer)
+
+    def remove_observer(self, observer: Observer) -> None:
+        """Let it hear them no more. Raises ValueError if it does not."""
+        remaining = list(self.observers)
+        remaining.remove(observer)
+        self.observers = tuple(remaining)
+
+    # one request
+
+    def handle_request(self) -> Any:
+        """Take exactly one request, waiting for it at most ``timeout`` seconds, and the socket's own if that is less.
+
+        Calls ``handle_timeout()`` if none came. A signal neither shortens nor lengthens the wait. Must not be called
+        while ``serve_forever()`` runs. Raises ServerClosedError.
+        """
+        fd = self.fileno()
+        if fd < 0:
+            raise ServerClosedError(f"{self} is closed: it takes no request before it gets a new socket")
+        self._serving_before_handle_request()
+        limits = [
+            limit for limit in (self._serving_socket_timeout(), self._serving_request_timeout()) if limit is not None
+        ]
+        if wait_readable(fd, min(limits, default=None)):
+            return self._handle_request_noblock()
+        return self.handle_timeout()
+
+    def _serving_before_handle_request(self) -> None:
+        """What a loop would do between two requests."""
+
+    def _serving_socket_timeout(self) -> float | None:
+        listener = getattr(self, "socket", None)
+        return None if listener is None else listener.gettimeout()
+
+    def _serving_request_timeout(self) -> float | None:
+        return self.timeout
+
+    def handle_timeout(self) -> Any:
+        """Called when ``handle_request()`` saw no request in time. Does nothing here."""
+
+    def _handle_request_noblock(self) -> bool | None:
+        """Take one request that is ready; True if there was one. For callers that saw ``fileno()`` readable."""
+        acceptor = self._serving_acceptor
+        try:
+            request, client_address = self.get_request()
+        except BlockingIOError:
+            # Somebody else was quicker, or a loop has taken all that there was.
+            if acceptor is not None and acceptor.delay:
+                acceptor.recovered()
+            return False
+        except OSError as error:
+            self._serving_accept_failed(acceptor, error, judge(error))
+            return False
+        except Exception as error:
+            if heard := events_of(self).error:
+                Events.emit(heard, self, None, error)
+            self.handle_error(None, None)  # type: ignore[arg-type]
+            if acceptor is not None:
+                acceptor.failed(error, Verdict.BACK_OFF)
+            return False
+        if acceptor is not None and acceptor.delay:
+            acceptor.recovered()
+        take(self, request, client_address)
+        return True
+
+    def _serving_accept_failed(self, acceptor: Acceptor | None, error: OSError, verdict: Verdict) -> None:
+        if verdict is Verdict.NOTHING_THERE:
+            return
+        if heard := events_of(self).error:
+            Events.emit(heard, self, None, error)
+        if acceptor is not None:
+            acceptor.failed(error, verdict)
+        elif verdict is Verdict.FATAL:
+            raise ListenerLostError(f"the socket of {self} cannot accept: {error}") from error
+
+    # the hooks of a request's life
+
+    def fileno(self) -> int:
+        """The descriptor to wait on; negative when closed. Subclasses must say."""
+        raise NotImplementedError(f"{type(self).__name__} must define fileno()")
+
+    def get_request(self) -> tuple[RequestT, AddressT]:
+        """Take one request from the socket: ``(request, client_address)``. Subclasses must say how."""
+        raise NotImplementedError(f"{type(self).__name__} must define get_request()")
+
+    def verify_request(self, request: RequestT, client_address: AddressT) -> bool:
+        """Say whether the request may be served; True here. What it raises goes to ``handle_error()``."""
+        return True
+
+    def process_request(self, request: RequestT, client_address: AddressT) -> None:
+        """Serve the request here and now, in the loop's thread. Mix-ins override it to give it to a worker."""
+        serve(self, begin(self, request, client_address))
+
+    # Lets the loop skip the way through the hook, on which it would have to find the request's record again.
+    process_request.__dict__["is_inline"] = True
+
+    def prepare_request(self, request: RequestT, client_address: AddressT) -> tuple[RequestT, AddressT]:
+        """Make the request ready for its handler, in the worker; return it and who asks, perhaps replaced."""
+        return request, client_address
+
+    def finish_request(self, request: RequestT, client_address: AddressT) -> None:
+        """Run the handler: construct ``RequestHandlerClass(request, client_address, server)``."""
+        self.RequestHandlerClass(request, client_address, self)
+
+    def shutdown_request(self, request: RequestT) -> None:
+        """End the request; then ``close_request()``."""
+        self.close_request(request)
+
+    def close_request(self, request: RequestT) -> None:
+        """Give back what the request holds. Nothing to do here."""
+
+    def handle_error(self, request: RequestT, client_address: AddressT) -> None:
+        """Report the exception being handled: a logged traceback, or one quiet line when the peer merely left.
+
+        ``request`` and ``client_address`` are None if ``get_request()`` raised. What an override raises ends the loop,
+        or the worker.
+        """
+        error = sys.exception()
+        if isinstance(error, HandshakeError):
+            log.info("refused %s: %s", client_address, error)
+        elif error is not None and has_left(request, error):
+            log.debug("%s left: %s", client_address, error)
+        else:
+            log.error("Exception occurred during processing of request from %s", client_address, exc_info=error)

@@ -1,0 +1,159 @@
+"""What can happen to a request: the nine words of its life, who hears them, and the log.
+
+=========  ==========================================================================
+wait       the server pauses accepting, with a reason; or it does so no longer
+accept     a request was accepted
+verify     ``verify_request()`` decided
+dispatch   the request was given to a worker
+prepare    ``prepare_request()`` succeeded: the PROXY header, the TLS handshake
+handle     the handler returned
+error      accept, verify, dispatch, prepare or handle raised
+shutdown   the request is over: its socket closed, or detached
+tick       the loop has ended a turn
+=========  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from sockserve.core.active_requests import LiveRequest
+from sockserve.errors import DatagramTruncatedError
+
+__all__ = ["Counters", "Events", "LogObserver", "Observer", "events_of"]
+
+log = logging.getLogger("sockserve")
+
+
+class Observer:
+    """Hears what happens to requests. Subclass it and override what you want to hear; the rest costs nothing.
+
+    A method is called in the thread where the event happens, several at once, and should return quickly. What it raises
+    is logged and changes nothing for the request.
+    """
+
+    def on_wait(self, server: Any, reason: str | None) -> None:
+        """Accepting pauses because of ``reason`` ("full", "back off", "suspended"), or goes on (None)."""
+
+    def on_accept(self, server: Any, request: LiveRequest) -> None:
+        """A request was accepted."""
+
+    def on_verify(self, server: Any, request: LiveRequest, accepted: bool) -> None:
+        """``verify_request()`` said yes or no."""
+
+    def on_dispatch(self, server: Any, request: LiveRequest) -> None:
+        """A worker is about to get the request."""
+
+    def on_prepare(self, server: Any, request: LiveRequest) -> None:
+        """The request is ready for its handler."""
+
+    def on_handle(self, server: Any, request: LiveRequest) -> None:
+        """The handler did its work and raised nothing."""
+
+    def on_error(self, server: Any, request: LiveRequest | None, error: BaseException) -> None:
+        """Something was raised: in accept when ``request`` is None, else at ``request.state``."""
+
+    def on_shutdown(self, server: Any, request: LiveRequest) -> None:
+        """The request is over; the last event of every accepted one."""
+
+    def on_tick(self, server: Any) -> None:
+        """The loop has ended a turn."""
+
+
+_WORDS = ("wait", "accept", "verify", "dispatch", "prepare", "handle", "error", "shutdown", "tick")
+
+
+class Events:
+    """The observers of one server, sorted by what they want to hear, so that silence is one truth test."""
+
+    wait: tuple[Callable[..., None], ...]
+    accept: tuple[Callable[..., None], ...]
+    verify: tuple[Callable[..., None], ...]
+    dispatch: tuple[Callable[..., None], ...]
+    prepare: tuple[Callable[..., None], ...]
+    handle: tuple[Callable[..., None], ...]
+    error: tuple[Callable[..., None], ...]
+    shutdown: tuple[Callable[..., None], ...]
+    tick: tuple[Callable[..., None], ...]
+
+    def __init__(self, observers: tuple[Observer, ...]) -> None:
+        self.observers = observers
+        for word in _WORDS:
+            method = f"on_{word}"
+            unheard = getattr(Observer, method)
+            hooks = (getattr(observer, method, None) for observer in observers)
+            heard = (hook for hook in hooks if hook is not None and getattr(hook, "__func__", hook) is not unheard)
+            setattr(self, word, tuple(heard))
+
+    @staticmethod
+    def emit(callbacks: tuple[Callable[..., None], ...], *args: Any) -> None:
+        """Call each; what one raises is logged and stops neither the others nor the request."""
+        for callback in callbacks:
+            try:
+                callback(*args)
+            except Exception:
+                log.exception("an observer failed: %r", callback)
+
+
+class LogObserver(Observer):
+    """Says in the log what an operator needs to hear: pauses, and accepts that failed."""
+
+    def on_wait(self, server: Any, reason: str | None) -> None:
+        """One DEBUG line."""
+        log.debug("%s: %s", server, f"accepting pauses: {reason}" if reason else "accepting goes on")
+
+    def on_error(self, server: Any, request: LiveRequest | None, error: BaseException) -> None:
+        """One line for an accept that failed; an error of a request is reported by ``handle_error()``."""
+        if isinstance(error, DatagramTruncatedError):
+            log.warning("%s: %s", server, error)
+        elif request is None:
+            log.debug("%s: accept failed: %s", server, error)
+
+
+class Counters(Observer):
+    """Counts requests; exact at any number of threads.
+
+    ``accepted`` is everything that came in; each of them ends as one of ``refused`` (``verify_request()`` or the TLS
+    handshake said no), ``failed`` (an error was reported) or ``handled`` (also when the peer left early); until then it
+    is ``active``.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.accepted = 0
+        self.refused = 0
+        self.active = 0
+        self.handled = 0
+        self.failed = 0
+
+    def on_accept(self, server: Any, request: LiveRequest) -> None:
+        """Count it as accepted and active."""
+        with self._lock:
+            self.accepted += 1
+            self.active += 1
+
+    def on_shutdown(self, server: Any, request: LiveRequest) -> None:
+        """Count it as what became of it."""
+        with self._lock:
+            self.active -= 1
+            if request.outcome == "refused":
+                self.refused += 1
+            elif request.outcome == "failed":
+                self.failed += 1
+            else:
+                self.handled += 1
+
+
+_DEFAULT = (LogObserver(),)
+
+
+def events_of(server: Any) -> Events:
+    """The events of any server, a standard library's one included; follows changes of ``server.observers``."""
+    observers = getattr(server, "observers", _DEFAULT)
+    events: Events | None = server.__dict__.get("_serving_events")
+    if events is None or events.observers is not observers:
+        events = server.__dict__["_serving_events"] = Events(observers)
+    return events

@@ -1,0 +1,213 @@
+"""The handlers: one object per request, whose constructor runs ``setup()``, ``handle()`` and ``finish()``."""
+
+from __future__ import annotations
+
+import io
+import logging
+import socket
+from typing import Any, ClassVar, Generic, cast
+
+from typing_extensions import TypeVar
+
+from sockserve.core.active_requests import ActiveRequests
+from sockserve.core.base_server import AddressT, BaseServer, RequestT
+from sockserve.core.loop import wait_readable
+from sockserve.core.streams import StreamReader, open_reader, open_writer
+from sockserve.net.tls import is_tls
+
+__all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler"]
+
+log = logging.getLogger("sockserve")
+
+ServerT = TypeVar("ServerT", bound=BaseServer[Any, Any], default=BaseServer[Any, Any])
+
+
+class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
+    """Handles one request. Override ``handle()``, perhaps ``setup()`` and ``finish()``.
+
+    ``self.request``, ``self.client_address`` and ``self.server`` say what to handle. ``finish()`` runs whenever
+    ``setup()`` succeeded, also after an error; if both raise, the error of ``handle()`` is the one reported.
+
+    Subscript it to get their types: ``class H(BaseRequestHandler[MyServer, socket.socket])``.
+    """
+
+    request: RequestT
+    client_address: AddressT
+    server: ServerT
+
+    _handle_raised = False
+    _asked_to_keep_open = False
+
+    def __init__(self, request: RequestT, client_address: AddressT, server: ServerT) -> None:
+        self.request = request
+        self.client_address = client_address
+        self.server = server
+        # Absent from a standard library's server, and from what tests pass for one.
+        table: ActiveRequests | None = getattr(server, "_serving_live_table", None)
+        live = None if table is None else table.find(request)
+        if live is not None:
+            live.handler = self
+        try:
+            self.setup()
+        except BaseException:
+            self._close_request_files()
+            raise
+        try:
+            self.handle()
+            while self._asked_to_keep_open and self._wait_for_more_input():
+                self._asked_to_keep_open = False
+                self.handle()
+        except BaseException as error:
+            self._handle_raised = True
+            try:
+                self.finish()
+            except Exception as second:
+                error.add_note(f"finish() then raised {second!r}")
+            raise
+        self.finish()
+
+    def setup(self) -> None:
+        """Called before ``handle()``."""
+
+    def handle(self) -> None:
+        """Do all the work of the request."""
+
+    def finish(self) -> None:
+        """Called after ``handle()``, also if that raised."""
+
+    def keep_open(self) -> None:
+        """Ask, inside ``handle()``, that it be called again when the client has more to say.
+
+        Without it the connection is closed when ``handle()`` returns. The wait ends without another call when the
+        client closes its side, after ``timeout`` seconds of silence, and when the server drains. ``handle()`` should
+        read what it is called for: input that is there already counts as more to say. Over TLS, a handler that reads
+        from ``self.request`` itself, or without a buffer, may be called once more to read end-of-file.
+        Raises TypeError if the request is not a connection.
+        """
+        if not isinstance(self.request, socket.socket) or self.request.type != socket.SOCK_STREAM:
+            raise TypeError(f"{type(self).__name__}.keep_open(): only a stream connection can be kept open")
+        self._asked_to_keep_open = True
+
+    def detach_request(self) -> RequestT:
+        """Take the request away from the server, which will neither shut it down nor close it; the caller must.
+
+        ``finish()`` still runs. Input that ``rfile`` has read ahead does not go along: see ``buffered_input()``.
+        Raises RuntimeError if the server's class is not one of sockserve's and does not know of this.
+        """
+        table: ActiveRequests | None = getattr(self.server, "_serving_live_table", None)
+        live = None if table is None else table.find(self.request)
+        if live is None:
+            raise RuntimeError(f"{type(self.server).__name__} does not let go of requests")
+        live.detached = True
+        return self.request
+
+    def _close_request_files(self) -> None:
+        """Close what ``setup()`` opened before it raised."""
+
+    def _wait_for_more_input(self) -> bool:
+        connection = cast("socket.socket", self.request)
+        try:
+            if not is_tls(connection):
+                return bool(connection.recv(1, socket.MSG_PEEK))
+            if connection.pending():
+                return True
+            if not wait_readable(connection.fileno(), connection.gettimeout()):
+                return False
+            # Beneath TLS: whether that is a record or the end.
+            return bool(socket.socket.recv(connection, 1, socket.MSG_PEEK))
+        except (ConnectionError, TimeoutError) as error:
+            log.debug("%s said no more: %s", self.client_address, error)
+            return False
+
+
+class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
+    """Handles a connection through files: ``self.rfile`` to read from, ``self.wfile`` to write to.
+
+    ``rfile`` stays usable after a time-out, and loses nothing that had arrived before it.
+    """
+
+    rbufsize: ClassVar[int] = -1
+    """Size of ``rfile``'s buffer in bytes; -1: the default size, 0: none."""
+
+    wbufsize: ClassVar[int] = 0
+    """Size of ``wfile``'s buffer in bytes; 0: every write is sent at once and whole, -1: the default size."""
+
+    timeout: ClassVar[float | None] = None
+    """Seconds that one operation on the connection may take; None: for ever."""
+
+    disable_nagle_algorithm: ClassVar[bool] = False
+    """Whether small writes are sent without waiting for the acknowledgement of earlier ones (TCP_NODELAY, tcp(7))."""
+
+    connection: Any
+    rfile: io.BufferedIOBase
+    wfile: io.BufferedIOBase
+
+    def setup(self) -> None:
+        """Set the connection's options and open the files."""
+        self.connection = self.request
+        if self.timeout is not None:
+            self.connection.settimeout(self.timeout)
+        if self.disable_nagle_algorithm and self.connection.family in (socket.AF_INET, socket.AF_INET6):
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        self.rfile = open_reader(self.connection, self.rbufsize)
+        self.wfile = open_writer(self.connection, self.wbufsize)
+
+    def buffered_input(self) -> bytes:
+        """What ``rfile`` has read ahead of the handler, and still holds. For whoever goes on without ``rfile``."""
+        return self.rfile.buffered() if isinstance(self.rfile, StreamReader) else b""
+
+    def finish(self) -> None:
+        """Send what ``wfile`` still holds and close both files. A peer that left is no error."""
+        try:
+            if not self.wfile.closed:
+                self.wfile.close()
+        except ConnectionError as error:
+            log.debug("%s left before the end of its answer: %s", self.client_address, error)
+        finally:
+            self.rfile.close()
+
+    def _close_request_files(self) -> None:
+        for name in ("wfile", "rfile"):
+            file = vars(self).get(name)
+            if file is not None:
+                try:
+                    file.close()
+                except OSError as error:
+                    log.debug("%s: closing %s: %s", self.client_address, name, error)
+
+    def _wait_for_more_input(self) -> bool:
+        peek = getattr(self.rfile, "peek", None)
+        try:
+            if not self.wfile.closed:
+                # The client may be waiting for this before it says more.
+                self.wfile.flush()
+            return super()._wait_for_more_input() if peek is None else bool(peek(1))
+        except (ConnectionError, TimeoutError) as error:
+            log.debug("%s said no more: %s", self.client_address, error)
+            return False
+
+
+class DatagramRequestHandler(BaseRequestHandler[ServerT, "tuple[bytes, socket.socket]", AddressT]):
+    """Handles a datagram: read ``self.rfile``, write ``self.wfile``; what was written is sent as one datagram.
+
+    Nothing is sent if nothing was written, if ``handle()`` raised, or if the sender has no address to answer to.
+    """
+
+    rfile: io.BytesIO
+    wfile: io.BytesIO
+
+    def setup(self) -> None:
+        """Open the files over ``self.packet``."""
+        self.packet, self.socket = self.request
+        self.rfile = io.BytesIO(self.packet)
+        self.wfile = io.BytesIO()
+
+    def finish(self) -> None:
+        """Send the answer."""
+        answer = self.wfile.getvalue()
+        if answer and self.client_address and not self._handle_raised:
+            try:
+                self.socket.sendto(answer, cast("Any", self.client_address))
+            except (ConnectionError, FileNotFoundError) as error:
+                # A Unix client that closed its socket, or removed its path.
+                log.debug("%s left before its answer: %s", self.client_address, error)

@@ -1,0 +1,166 @@
+"""Whether a server accepts, and how it is told to stop.
+
+Rule 1. Every verb may be called from any thread, a handler or a signal handler; none waits for a lock.
+Rule 2. A verb changes a flag first and wakes the loop second; the loop looks at the flags before each wait.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from sockserve.core.active_requests import ActiveRequests, LiveRequest
+from sockserve.core.loop import Loop
+from sockserve.core.one_shot import OneShot
+
+__all__ = ["CUT_GRACE", "Drained", "Lifecycle", "Stay"]
+
+CUT_GRACE = 1.0
+"""Seconds a handler has to notice that its connection was cut, before it is left behind: unwinding takes far less."""
+
+KEPT_POLL = 0.05
+"""Seconds between two looks at requests that a subclass keeps, while somebody waits for them."""
+
+
+class Drained(NamedTuple):
+    """How the requests ended that a drain waited for."""
+
+    finished: int
+    """Requests that ended by themselves."""
+    cut: int
+    """Requests whose connection was cut because the time was up."""
+
+
+class Stay(Protocol):
+    """A server's stay in a loop."""
+
+    loop: Loop
+    stop_requested: bool
+    """Set it and wake the loop to end the stay."""
+    watching: bool
+    """Whether the loop waits for the listener, or is in the turn that it became ready in."""
+    ended: OneShot
+
+    def listener_closes(self) -> None:
+        """``server_close()`` is about to close the listener. From any thread."""
+
+
+class Lifecycle:
+    """One server's flags, its stay in a loop if there is one, and the events that wait for them."""
+
+    def __init__(self) -> None:
+        self.acceptor: Stay | None = None
+        self.has_served = False
+        self.suspended = False
+        self.suspended_by_drain = False
+        """Whether the next stay in a loop undoes the suspension, which nobody asked for by itself."""
+        self.draining = False
+        self.serving = OneShot()
+        self._stop_at_start = False
+        self._claim = threading.Lock()
+
+    def begin(self, acceptor: Stay) -> bool:
+        """Claim the one place in a loop; False: somebody holds it."""
+        if not self._claim.acquire(blocking=False):
+            return False
+        self.draining = False
+        if self.suspended_by_drain:
+            self.suspended = self.suspended_by_drain = False
+        # In this order: see stop().
+        self.acceptor = acceptor
+        self.has_served = True
+        if self._stop_at_start:
+            acceptor.stop_requested = True
+            self._stop_at_start = False
+        return True
+
+    def end(self) -> None:
+        """Give the place back."""
+        if self.serving.is_set():
+            self.serving = OneShot()
+        self.acceptor = None
+        self._claim.release()
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the present stay in a loop, or without one the next, is to end at once."""
+        acceptor = self.acceptor
+        return self._stop_at_start if acceptor is None else acceptor.stop_requested
+
+    @stop_requested.setter
+    def stop_requested(self, value: bool) -> None:
+        acceptor = self.acceptor
+        if acceptor is None:
+            self._stop_at_start = value
+        else:
+            acceptor.stop_requested = value
+            acceptor.loop.wake()
+
+    def wake(self) -> None:
+        """Make the loop look at the flags now."""
+        acceptor = self.acceptor
+        if acceptor is not None:
+            acceptor.loop.wake()
+
+    def stop(self, timeout: float | None) -> None:
+        """Ask the loop to end and wait until it has, unless the caller is what the loop would have to wait for.
+
+        Before the first stay in a loop, that first one will end at once; after the last, this has no effect.
+        Raises TimeoutError.
+        """
+        # In this order: begin() writes the one first that is read last here.
+        has_served = self.has_served
+        acceptor = self.acceptor
+        if acceptor is None and not has_served:
+            self._stop_at_start = True
+            # It may have begun since the look above, and not seen the flag.
+            acceptor = self.acceptor
+            if acceptor is not None:
+                self._stop_at_start = False
+        if acceptor is None:
+            return
+        acceptor.stop_requested = True
+        acceptor.loop.wake()
+        if acceptor.loop.thread in (None, threading.get_ident()):
+            # A loop that nobody runs looks at the flag in its first turn.
+            return
+        if not acceptor.ended.wait(timeout):
+            raise TimeoutError(f"the loop has not ended within {timeout} seconds")
+
+    def has_paused(self) -> bool:
+        """Whether no loop takes requests, nor is about to."""
+        acceptor = self.acceptor
+        return acceptor is None or not acceptor.watching or acceptor.loop.thread in (None, threading.get_ident())
+
+    def wait_until_idle(
+        self,
+        table: ActiveRequests,
+        timeout: float | None,
+        wait: Callable[[OneShot, float | None], bool],
+        see: Callable[[LiveRequest], object] | None = None,
+    ) -> bool:
+        """Wait until no request is in progress but the caller's own, and, if suspended, none can be under way.
+
+        ``see`` is called once with each request that is waited for; ``wait`` waits so many seconds at most for a change
+        of the table. False: ``timeout`` seconds were not enough.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        seen: set[LiveRequest] = set()
+        while True:
+            change = table.next_change()
+            waited_for = table.others()
+            if see is not None:
+                for live in waited_for:
+                    if live not in seen:
+                        seen.add(live)
+                        see(live)
+            if not waited_for and (not self.suspended or self.has_paused()):
+                return True
+            limit = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if any(live.kept is not None for live in waited_for):
+                # A subclass may close what it keeps without a word.
+                limit = KEPT_POLL if limit is None else min(limit, KEPT_POLL)
+            if not wait(change, limit) and deadline is not None and time.monotonic() >= deadline:
+                return False

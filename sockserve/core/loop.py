@@ -1,0 +1,290 @@
+"""The loop: waits until something is ready, and sleeps until then.
+
+Rule 1. The wait ends at once on readiness, on ``wake()`` from any thread or signal handler, and on the next timer.
+Rule 2. With nothing to do it waits without limit: an idle process does not wake.
+Rule 3. Everything but ``wake()`` and ``unwatch()`` is called in the thread that runs the loop, or before it runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import select
+import selectors
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol, Self
+
+from sockserve.errors import AlreadyServingError
+
+__all__ = ["Loop", "Source", "Timer", "readiness_of", "wait_readable"]
+
+LONGEST_WAIT = 86400.0 * 24
+"""Seconds of one wait at most: poll(2) and epoll_wait(2) take milliseconds as an int."""
+
+
+class Source(Protocol):
+    """What a loop hosts: it is asked before each wait, and told after each turn."""
+
+    max_wait: float | None
+    """The longest wait in seconds that it can bear; None: any."""
+
+    def before_wait(self) -> None:
+        """Watch or unwatch what the coming wait shall be about."""
+
+    def after_turn(self) -> None:
+        """Do what is due once per turn, time-outs included."""
+
+    def leave(self) -> None:
+        """Let go of the loop, which ends."""
+
+    def abandon(self) -> None:
+        """Close this process's copy of what it watches."""
+
+
+class Timer:
+    """A call that the loop makes once, not before its time. ``cancel()`` is enough to forget it."""
+
+    def __init__(self, when: float, callback: Callable[[], None]) -> None:
+        self.when = when
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        """Never call back. No effect once called."""
+        self.callback = None
+
+    def __lt__(self, other: Timer) -> bool:
+        return self.when < other.when
+
+
+class Loop:
+    """Waits for any number of servers and file descriptors in one thread.
+
+    ``server.attach(loop)`` makes it host a server; ``run()`` returns when every source has left, which a server does
+    after ``shutdown()``. Opens three descriptors; ``close()`` gives them back.
+    """
+
+    def __init__(self) -> None:
+        self._poller = _open_poller()
+        # A socket pair and not a pipe: select() on Windows takes nothing but sockets.
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._timers: list[Timer] = []
+        self._sources: tuple[Source, ...] = ()
+        self.thread: int | None = None
+        """The identity of the thread that runs the loop, or is about to; None: nobody does."""
+        self.watch(self._wake_reader.fileno(), self._drain_wake_ups)
+
+    def add(self, source: Source) -> None:
+        """Host a source until ``remove``."""
+        self._sources = (*self._sources, source)
+
+    def remove(self, source: Source) -> None:
+        """Host it no longer; ``run()`` returns when none is left."""
+        self._sources = tuple(hosted for hosted in self._sources if hosted is not source)
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call back in every turn that finds the descriptor readable (level-triggered) until ``unwatch``."""
+        self._callbacks[fd] = callback
+        self._poller.register(fd)
+
+    def unwatch(self, fd: int) -> None:
+        """Stop watching; from any thread, before the descriptor is closed. No effect on one that is not watched."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._poller.unregister(fd)
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
+        """Call back once, ``delay`` seconds from now at the earliest."""
+        timer = Timer(time.monotonic() + delay, callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def wake(self) -> None:
+        """End the present wait, or the next one, at once. Safe in any thread and in a signal handler; never blocks."""
+        try:
+            self._wake_writer.send(b"\0")
+        except OSError:
+            # A full buffer wakes the loop as well; a closed one has no loop behind it.
+            pass
+
+    def run(self) -> None:
+        """Turn until no source is left. An exception of a callback, a source or a signal handler ends it.
+
+        Raises AlreadyServingError if another thread runs it.
+        """
+        claimed_by, me = self.thread, threading.get_ident()
+        if claimed_by not in (None, me):
+            raise AlreadyServingError("another thread runs this loop")
+        self.thread = me
+        # A signal's Python handler runs in the main thread, between two instructions: one that lands just before the
+        # wait, or in another thread, would wait as long as the loop does.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        woken_before = -1
+        if in_main_thread:
+            try:
+                woken_before = signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
+            except ValueError:
+                # The main thread of a subinterpreter, where no signal handler runs.
+                in_main_thread = False
+        try:
+            while self._sources:
+                self._turn()
+        finally:
+            if in_main_thread:
+                signal.set_wakeup_fd(woken_before, warn_on_full_buffer=woken_before == -1)
+            self.thread = claimed_by
+
+    def close(self) -> None:
+        """Make every source leave and close the loop's own descriptors. Idempotent."""
+        for source in self._sources:
+            source.leave()
+        self.abandon()
+
+    def abandon(self, keep: Source | None = None) -> None:
+        """Close this process's copies of the descriptors, those of every source but ``keep`` included, and no more.
+
+        What a forked child does with its parent's loop.
+        """
+        for source in self._sources:
+            if source is not keep:
+                source.abandon()
+        self._callbacks.clear()
+        self._poller.close()
+        self._wake_reader.close()
+        self._wake_writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _turn(self) -> None:
+        sources = self._sources
+        for source in sources:
+            source.before_wait()
+        if not self._sources:
+            return
+        callbacks = self._callbacks
+        for fd, _ in self._poller.poll(self._wait_limit(sources)):
+            # An earlier callback of this turn may have unwatched it.
+            callback = callbacks.get(fd)
+            if callback is not None:
+                callback()
+        if self._timers:
+            self._fire_timers()
+        for source in sources:
+            source.after_turn()
+
+    def _wait_limit(self, sources: tuple[Source, ...]) -> float | None:
+        limit = None
+        for source in sources:
+            if source.max_wait is not None and (limit is None or source.max_wait < limit):
+                limit = source.max_wait
+        timers = self._timers
+        if timers:
+            while timers and timers[0].callback is None:
+                heapq.heappop(timers)
+            if timers:
+                due = max(0.0, timers[0].when - time.monotonic())
+                limit = due if limit is None else min(limit, due)
+        return None if limit is None else min(limit, LONGEST_WAIT)
+
+    def _fire_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0].when <= now:
+            callback = heapq.heappop(self._timers).callback
+            if callback is not None:
+                callback()
+
+    def _drain_wake_ups(self) -> None:
+        try:
+            self._wake_reader.recv(4096)
+        except BlockingIOError:
+            pass
+
+
+class _Poller(Protocol):
+    def register(self, fd: int) -> None: ...
+
+    def unregister(self, fd: int) -> None: ...
+
+    def poll(self, timeout: float | None) -> list[tuple[int, int]]: ...
+
+    def close(self) -> None: ...
+
+
+class _EpollPoller:
+    """epoll(7), without the objects that ``selectors`` builds for every event."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        # Retried by the interpreter with the time that remains when a signal interrupts it (PEP 475).
+        self.poll = self._epoll.poll
+
+    def register(self, fd: int) -> None:
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unregister(self, fd: int) -> None:
+        try:
+            self._epoll.unregister(fd)
+        except (OSError, ValueError):
+            # Closed already: the kernel forgot it then, or our own epoll is closed.
+            pass
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+class _SelectorPoller:
+    """The best that ``selectors`` knows of on a platform without epoll."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+
+    def register(self, fd: int) -> None:
+        self._selector.register(fd, selectors.EVENT_READ)
+
+    def unregister(self, fd: int) -> None:
+        try:
+            self._selector.unregister(fd)
+        except (OSError, KeyError, ValueError):
+            pass
+
+    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        return [(key.fd, events) for key, events in self._selector.select(timeout)]
+
+    def close(self) -> None:
+        self._selector.close()
+
+
+def _open_poller() -> _Poller:
+    # Looked up now and not at import: gevent and eventlet take epoll away, early or late.
+    return _EpollPoller() if hasattr(select, "epoll") else _SelectorPoller()
+
+
+def wait_readable(fd: int, timeout: float | None) -> bool:
+    """Wait until a descriptor is readable, at most ``timeout`` seconds (None: without limit); say whether it is.
+
+    A signal does not shorten or lengthen the wait (PEP 475); an exception of its Python handler propagates.
+    """
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else min(max(0.0, timeout), LONGEST_WAIT) * 1000))
+    readable, _, _ = select.select([fd], [], [], None if timeout is None else max(0.0, timeout))
+    return bool(readable)
+
+
+def readiness_of(fd: int) -> Callable[[], object]:
+    """A function that says whether the descriptor is readable now, for many calls."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return functools.partial(poll.poll, 0)
+    return functools.partial(wait_readable, fd, 0)

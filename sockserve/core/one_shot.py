@@ -1,0 +1,51 @@
+"""An event that is set once, and that a signal handler can wait for."""
+
+from __future__ import annotations
+
+import threading
+
+__all__ = ["OneShot"]
+
+
+class OneShot:
+    """Set once, waited for by any number of threads, without a lock that two of them share.
+
+    ``threading.Event`` takes a lock in ``wait()`` and in ``set()``: a signal handler that waits for an event which the
+    thread it interrupted was about to wait for can block for ever. Here every waiter blocks on a lock of its own.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiters: list[threading.Lock] = []
+
+    def is_set(self) -> bool:
+        """Whether ``set()`` was called."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Let everybody go who waits or will wait. Idempotent."""
+        self._is_set = True
+        while True:
+            try:
+                self._waiters.pop().release()
+            except IndexError:
+                return
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until it is set, at most ``timeout`` seconds (None: without limit); say whether it is."""
+        if self._is_set:
+            return True
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        # Again, because set() may have come between the look above and the append.
+        if self.is_set():
+            return True
+        if waiter.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            return True
+        try:
+            self._waiters.remove(waiter)
+        except ValueError:
+            # set() came at the last moment.
+            return True
+        return False

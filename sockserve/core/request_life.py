@@ -1,0 +1,159 @@
+"""A request's life from VERIFY to SHUTDOWN, the same for every server and every way to run a handler.
+
+Rule 1. Whatever a step raises is reported once, to ``handle_error()`` inside the ``except``; then the request is
+closed.
+Rule 2. A request is closed exactly once, in the thread that served it, unless it was detached or a subclass kept it.
+Rule 3. Nothing here needs more of a server than ``socketserver``'s hooks: a standard library's is served as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.events import Events, events_of
+from sockserve.errors import HandshakeError
+from sockserve.net.closing import cut
+from sockserve.net.departure import has_left
+
+__all__ = ["begin", "close", "contain", "cut_others", "drain_one", "forget", "serve", "take"]
+
+log = logging.getLogger("sockserve")
+
+_UNHEARD = Events(())
+
+
+def take(server: Any, request: Any, client_address: Any) -> None:
+    """Verify what ``get_request()`` returned and hand it to ``process_request()``."""
+    live = LiveRequest(table_of(server), events_of(server), request, client_address)
+    contain(server, live, _verify_and_process)
+    # Still "verify": a subclass's process_request() served it in its own way, or keeps it for process_request_thread().
+    if live.state == "verify" and not live.table.keep(live, functools.partial(forget, server, live)):
+        forget(server, live)
+
+
+def _verify_and_process(server: Any, live: LiveRequest) -> None:
+    # Here and not before: an exception of a signal handler must not leave it in the table.
+    live.table.enter(live)
+    events = live.events
+    if events.accept:
+        Events.emit(events.accept, server, live)
+    live.state = "verify"
+    accepted = server.verify_request(live.request, live.client_address)
+    if events.verify:
+        Events.emit(events.verify, server, live, bool(accepted))
+    if accepted:
+        if getattr(server.process_request, "is_inline", False):
+            serve(server, live)
+        else:
+            server.process_request(live.request, live.client_address)
+    else:
+        live.outcome = "refused"
+        log.debug("%s: refused %s", server, live.client_address)
+        # There is no answer that a lingering close could save, and this is the loop's thread.
+        cut(live.request)
+        close(server, live)
+
+
+def begin(server: Any, request: Any, client_address: Any) -> LiveRequest:
+    """The record of a request; made now if whoever calls got the request on a way of their own."""
+    table = table_of(server)
+    live = table.take(request)
+    if live is None:
+        # Nobody heard of its beginning.
+        live = table.add(request, client_address, _UNHEARD)
+    return live
+
+
+def serve(server: Any, live: LiveRequest) -> None:
+    """PREPARE, HANDLE, and SHUTDOWN of a request that nothing went wrong with; raises what the steps raise."""
+    events = live.events
+    live.thread = threading.get_ident()
+    live.state = "prepare"
+    prepare = getattr(server, "prepare_request", None)
+    if prepare is not None:
+        request, live.client_address = prepare(live.request, live.client_address)
+        if request is not live.request:
+            live.table.replace(live, request)
+    if events.prepare:
+        Events.emit(events.prepare, server, live)
+    live.state = "handle"
+    server.finish_request(live.request, live.client_address)
+    if events.handle:
+        Events.emit(events.handle, server, live)
+    close(server, live)
+
+
+def contain(server: Any, live: LiveRequest, step: Callable[[Any, LiveRequest], None]) -> None:
+    """Run a step that closes the request if all goes well; if not, report and close it here."""
+    try:
+        step(server, live)
+    except Exception as error:
+        has_answered = live.state == "handle"
+        live.state = "error"
+        if isinstance(error, HandshakeError):
+            live.outcome = "refused"
+        else:
+            live.outcome = "left" if has_left(live.request, error) else "failed"
+        try:
+            if live.events.error:
+                Events.emit(live.events.error, server, live, error)
+            server.handle_error(live.request, live.client_address)
+        finally:
+            if not has_answered:
+                # As for a refusal: there is nothing that a lingering close could save.
+                cut(live.request)
+            close(server, live)
+    except BaseException:
+        # In the loop this is a signal handler's exception, and a worker may have the request by now.
+        if live.thread == threading.get_ident() or live.owner != "worker":
+            live.outcome = "failed"
+            close(server, live)
+        raise
+
+
+def close(server: Any, live: LiveRequest) -> None:
+    """SHUTDOWN: close the request, unless it was detached, and strike it out."""
+    live.state = "shutdown"
+    try:
+        if not live.detached:
+            server.shutdown_request(live.request)
+    finally:
+        forget(server, live)
+
+
+def forget(server: Any, live: LiveRequest) -> None:
+    """Strike out a request that is over here: closed, detached, kept by a subclass, or served by another process."""
+    # The observers first: who waits for an idle server reads exact counters then.
+    if live.events.shutdown:
+        Events.emit(live.events.shutdown, server, live)
+    live.table.discard(live)
+
+
+def drain_one(server: Any, live: LiveRequest) -> None:
+    """Tell whoever serves a request that a drain has begun."""
+    if live.worker is None and not live.detached and live.kept is None:
+        server.drain_request(live.request)
+    # Not else: a child may have begun meanwhile, and what was told was this process's closed copy.
+    if live.worker is not None:
+        live.worker.drain()
+
+
+def cut_others(server: Any) -> list[LiveRequest]:
+    """End the connection of every request in progress but the calling thread's own; say which.
+
+    Not of those that a subclass keeps: what it does with them is its own business.
+    """
+    late = [live for live in table_of(server).others() if live.kept is None]
+    for live in late:
+        log.warning("%s: cut %s, in progress for %.1f s", server, live.client_address, time.monotonic() - live.since)
+        if live.worker is None and not live.detached:
+            cut(live.request)
+        if live.worker is not None:
+            live.worker.cut()
+    return late

@@ -1,0 +1,233 @@
+"""The servers that ``socketserver`` has: over TCP, UDP, and Unix stream and datagram sockets."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from typing import Any
+
+from typing_extensions import TypeVar
+
+from sockserve.core.accepting import drains
+from sockserve.core.base_server import AddressT, BaseServer, HandlerFactory
+from sockserve.core.loop import wait_readable
+from sockserve.errors import DatagramTruncatedError
+from sockserve.net.closing import end_input, half_close
+from sockserve.net.listen import BoundPath, apply_reuse, bind_unix, family_of, unix_name
+from sockserve.net.tls import defer_handshake, handshake, is_tls
+
+__all__ = ["TCPServer", "UDPServer"]
+
+_HAS_UNIX = hasattr(socket, "AF_UNIX")
+
+# Linux hands out blocking sockets whatever the listener is; the BSDs, macOS and Windows pass the listener's mode on.
+_ACCEPTED_INHERITS_MODE = not sys.platform.startswith("linux")
+
+_DONT_WAIT: int | None = getattr(socket, "MSG_DONTWAIT", None)
+
+
+# By default as in typeshed, where a hook's request may be a datagram as well.
+StreamT = TypeVar("StreamT", default=Any)
+
+
+class TCPServer(BaseServer[StreamT, AddressT]):
+    """Serves connections of a stream socket.
+
+    An IPv6 literal as host makes it an IPv6 server. With ``server.socket`` wrapped by an ``ssl.SSLContext`` the TLS
+    handshake runs in the worker and ends within ``handshake_timeout`` seconds.
+
+    Beside BaseServer's, class attributes that may be overridden: ``address_family``, ``socket_type``,
+    ``request_queue_size``, ``allow_reuse_address``, ``allow_reuse_port``, ``handshake_timeout``, ``socket_mode``.
+    """
+
+    address_family: int = socket.AF_INET
+    socket_type: int = socket.SOCK_STREAM
+
+    request_queue_size: int = socket.SOMAXCONN
+    """The backlog: connections that the kernel completes and holds while nobody accepts (listen(2))."""
+
+    allow_reuse_address: bool = True
+    """Whether a restart may bind while connections of the last run are in TIME_WAIT. (POSIX; on Windows the socket is
+    always bound exclusively if this is true, because SO_REUSEADDR would share the port there.)"""
+
+    allow_reuse_port: bool = False
+    """Whether several sockets may share the port, if all of them say so (SO_REUSEPORT; IPv4 and IPv6 only)."""
+
+    handshake_timeout: float = 10.0
+    """Seconds for a TLS handshake as a whole."""
+
+    socket_mode: int | None = None
+    """Permissions of a Unix socket's path, for example 0o600; None: what the umask leaves."""
+
+    _serving_bound_path: BoundPath | None = None
+
+    def __init__(
+        self,
+        server_address: Any,
+        RequestHandlerClass: HandlerFactory,  # noqa: N803 - stdlib's name
+        bind_and_activate: bool = True,
+    ) -> None:
+        # By name: classes with a second base initialise that one themselves.
+        BaseServer.__init__(self, server_address, RequestHandlerClass)
+        if self.address_family == socket.AF_INET and isinstance(server_address, tuple) and server_address:
+            self.address_family = family_of(server_address[0], self.address_family)  # pyright: ignore[reportUnknownArgumentType]
+        self.socket: socket.socket = socket.socket(self.address_family, self.socket_type)
+        if bind_and_activate:
+            try:
+                self.server_bind()
+                self.server_activate()
+            except BaseException:
+                self.server_close()
+                raise
+
+    def server_bind(self) -> None:
+        """Bind the socket to ``server_address``, and put what was bound (the port, for port 0) back there.
+
+        A Unix path that nobody listens on any more is replaced, a live server's never. Raises OSError.
+        """
+        apply_reuse(self.socket, bool(self.allow_reuse_address), bool(self.allow_reuse_port))
+        if _HAS_UNIX and self.socket.family == socket.AF_UNIX:
+            self._serving_bound_path = bind_unix(self.socket, self.server_address, self.socket_mode)
+            self.server_address = unix_name(self.socket.getsockname())
+        else:
+            self.socket.bind(self.server_address)
+            self.server_address = self.socket.getsockname()
+
+    def server_activate(self) -> None:
+        """Listen, with a backlog of ``request_queue_size``."""
+        self.socket.listen(self.request_queue_size)
+
+    def server_close(self) -> None:
+        """Close the socket, and remove a Unix path that is still the one this server bound."""
+        super().server_close()
+        bound_path, self._serving_bound_path = self._serving_bound_path, None
+        if bound_path is not None:
+            # Before the close: an open socket keeps others from taking the path for a dead server's.
+            bound_path.unlink()
+        listener = getattr(self, "socket", None)
+        if listener is not None:
+            listener.close()
+            # Again, for a loop that began meanwhile: closing a socket wakes nobody.
+            super().server_close()
+
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 when closed."""
+        return self.socket.fileno()
+
+    @drains
+    def get_request(self) -> tuple[StreamT, AddressT]:
+        """Accept one connection; raises BlockingIOError while a loop runs and none is there."""
+        acceptor = self._serving_acceptor
+        request: Any
+        client_address: Any
+        if acceptor is not None and acceptor.accept is not None:
+            request, client_address = acceptor.accept()
+        else:
+            defer_handshake(self.socket)
+            request, client_address = self.socket.accept()
+        if _ACCEPTED_INHERITS_MODE and socket.getdefaulttimeout() is None:
+            request.setblocking(True)
+        if _HAS_UNIX and self.address_family == socket.AF_UNIX:
+            client_address = unix_name(client_address)
+        return request, client_address
+
+    def prepare_request(self, request: StreamT, client_address: AddressT) -> tuple[StreamT, AddressT]:
+        """Shake hands if the connection is a TLS one. Raises HandshakeError.
+
+        An override that replaces the request must, as this does, close what it made before it raises.
+        """
+        if is_tls(request):
+            try:
+                handshake(request, self.handshake_timeout)
+            except BaseException:
+                half_close(request)
+                request.close()
+                raise
+        return request, client_address
+
+    def drain_request(self, request: StreamT) -> None:
+        """Let a handler that waits for input see end-of-file; it can still write its answer."""
+        end_input(request)
+
+    def shutdown_request(self, request: StreamT) -> None:
+        """Half-close, so that the peer gets the whole answer, then ``close_request()``."""
+        try:
+            half_close(request)
+        finally:
+            self.close_request(request)
+
+    def close_request(self, request: StreamT) -> None:
+        """Close the connection."""
+        request.close()  # type: ignore[attr-defined]
+
+
+class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
+    """Serves datagrams: a request is ``(data, socket)``, and a handler answers on that shared socket.
+
+    Class attributes that may be overridden, beside TCPServer's: ``max_packet_size``.
+    """
+
+    socket_type: int = socket.SOCK_DGRAM
+
+    # For datagrams it would let a second server share the port, and take half of the requests.
+    allow_reuse_address: bool = False
+
+    max_packet_size: int = 65535
+    """The largest datagram in bytes; a larger one is reported and not served. (UDP carries at most 65507, RFC 768.)"""
+
+    @drains
+    def get_request(self) -> tuple[tuple[bytes, socket.socket], AddressT]:
+        """Receive one datagram; raises BlockingIOError while a loop runs and none is there.
+
+        Raises DatagramTruncatedError, an OSError, for one that is longer than ``max_packet_size``.
+        """
+        flags = 0
+        if self._serving_acceptor is not None:
+            if _DONT_WAIT is not None:
+                flags = _DONT_WAIT
+            elif not wait_readable(self.fileno(), 0):
+                # Windows has no such flag.
+                raise BlockingIOError(errno.EAGAIN, "no datagram")
+        limit = self.max_packet_size
+        # One byte more than allowed, and the length itself tells whether the datagram was longer.
+        client_address: Any
+        data, client_address = self.socket.recvfrom(limit + 1, flags)
+        if len(data) > limit:
+            raise DatagramTruncatedError(limit, client_address)
+        if _HAS_UNIX and self.address_family == socket.AF_UNIX:
+            client_address = unix_name(client_address)
+        return (data, self.socket), client_address
+
+    def server_activate(self) -> None:
+        """Nothing to do: a datagram socket does not listen."""
+
+    def prepare_request(
+        self, request: tuple[bytes, socket.socket], client_address: AddressT
+    ) -> tuple[tuple[bytes, socket.socket], AddressT]:
+        """Nothing to prepare."""
+        return request, client_address
+
+    def drain_request(self, request: tuple[bytes, socket.socket]) -> None:
+        """Nothing to do: the whole request has been read."""
+
+    def shutdown_request(self, request: tuple[bytes, socket.socket]) -> None:
+        """Nothing to shut down; then ``close_request()``."""
+        self.close_request(request)
+
+    def close_request(self, request: tuple[bytes, socket.socket]) -> None:
+        """Nothing to close: the socket is the server's."""
+
+
+if _HAS_UNIX:
+    __all__ += ["UnixDatagramServer", "UnixStreamServer"]
+
+    class UnixStreamServer(TCPServer[StreamT, AddressT]):
+        """Serves connections of a Unix stream socket, at a path or an abstract name (NUL and more)."""
+
+        address_family = socket.AF_UNIX
+
+    class UnixDatagramServer(UDPServer[AddressT]):
+        """Serves Unix datagrams; a client without a name has an empty ``client_address`` and gets no answer."""
+
+        address_family = socket.AF_UNIX

@@ -1,0 +1,226 @@
+"""The files over a connection: a reader that survives a time-out, and a writer without a buffer."""
+
+# ruff: noqa: D102 - the readers' methods promise what io.BufferedReader's do
+
+from __future__ import annotations
+
+import io
+import socket
+import sys
+from typing import Any, cast
+
+from sockserve.errors import PeerTimeoutError
+
+__all__ = ["SocketWriter", "StreamReader", "open_reader", "open_writer"]
+
+
+class SocketWriter(io.BufferedIOBase):
+    """Writes to a socket at once and whole; holds no data, and closing it leaves the socket as it is."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._sock = connection
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def write(self, data: Any, /) -> int:
+        """Send all of ``data``; return its length in bytes.
+
+        Raises PeerTimeoutError, a TimeoutError, or another OSError; then how much was sent is unknown.
+        """
+        try:
+            self._sock.sendall(data)
+        except TimeoutError as error:
+            raise PeerTimeoutError(*error.args) from error
+        with memoryview(data) as view:
+            return view.nbytes
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._sock.fileno()
+
+
+class RawWriter(socket.SocketIO):
+    """What a buffered writer writes to."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection, "w")
+        _hold(connection)
+
+    def write(self, b: Any) -> int | None:
+        """Send as much of ``b`` as the socket takes; None if it takes nothing now and does not block."""
+        try:
+            return super().write(b)
+        except TimeoutError as error:
+            raise PeerTimeoutError(*error.args) from error
+
+
+class SocketReader(socket.SocketIO):
+    """The bytes of a connection, to be buffered by a StreamReader.
+
+    A time-out is "no bytes yet" to the buffer above, which then hands over what it has collected, and the StreamReader
+    brings that back here with ``unread()`` before it raises.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(connection, "r")
+        _hold(connection)
+        self._unread = b""
+        self.timed_out = False
+        self.is_dry = False
+        """Whether to leave the connection alone, and give only what was put back."""
+
+    def readinto(self, b: Any) -> int | None:
+        """Read at most ``len(b)`` bytes; None if there are none yet, 0 at end-of-file."""
+        if self._unread:
+            count = min(len(self._unread), len(b))
+            b[:count] = self._unread[:count]
+            self._unread = self._unread[count:]
+            return count
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
+        if self.is_dry:
+            return None
+        try:
+            received = cast("int", self._sock.recv_into(b))  # type: ignore[attr-defined]
+        except TimeoutError:
+            self.timed_out = True
+            return None
+        except BlockingIOError:
+            return None
+        return received
+
+    def unread(self, data: bytes) -> None:
+        """Put back what was read last, to be read again first."""
+        self._unread = data + self._unread
+
+
+class StreamReader(io.BufferedReader):
+    """Buffers a connection. What a time-out interrupts can be tried again, and nothing is lost between.
+
+    Raises PeerTimeoutError, which is a TimeoutError, after the connection's time-out without a byte; else OSError.
+    """
+
+    def __init__(self, source: SocketReader, buffer_size: int) -> None:
+        super().__init__(source, buffer_size)
+        self._source = source
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        if self._source.timed_out:
+            self._time_out(line)
+        return line
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if self._source.timed_out:
+            self._time_out(data)
+        return data
+
+    def read1(self, size: int = -1, /) -> bytes:
+        data = super().read1(size)
+        if self._source.timed_out:
+            self._time_out(data)
+        return data
+
+    def peek(self, size: int = 0, /) -> bytes:
+        data = super().peek(size)
+        if self._source.timed_out:
+            self._time_out(b"")
+        return data
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = super().readinto(buffer)
+        if self._source.timed_out:
+            self._time_out(bytes(memoryview(buffer).cast("B")[: count or 0]))
+        return count
+
+    def readinto1(self, buffer: Any, /) -> int:
+        count = super().readinto1(buffer)
+        if self._source.timed_out:
+            self._time_out(bytes(memoryview(buffer).cast("B")[: count or 0]))
+        return count
+
+    def buffered(self) -> bytes:
+        """What has been read ahead of whoever reads this file; it stays there. Does not touch the connection."""
+        self._source.is_dry = True
+        try:
+            return super().peek()
+        finally:
+            self._source.is_dry = False
+
+    def _time_out(self, data: bytes | None) -> None:
+        # The buffer is empty now: it asked for more only because all that it had was not enough.
+        self._source.timed_out = False
+        if data:
+            self._source.unread(data)
+        raise PeerTimeoutError("timed out")
+
+
+class UnbufferedReader(SocketReader):
+    """Reads a connection without taking more from it than is asked for; keeps the same promises as StreamReader."""
+
+    def readinto(self, b: Any) -> int | None:
+        count = super().readinto(b)
+        if self.timed_out:
+            self.timed_out = False
+            raise PeerTimeoutError("timed out")
+        return count
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        limit = sys.maxsize if size is None or size < 0 else size
+        line = bytearray()
+        try:
+            while len(line) < limit and not line.endswith(b"\n"):
+                byte = self.read(1)
+                if not byte:
+                    break
+                line += byte
+        except PeerTimeoutError:
+            self.unread(bytes(line))
+            raise
+        return bytes(line)
+
+    def readall(self) -> bytes:
+        data = bytearray()
+        try:
+            while piece := self.read(io.DEFAULT_BUFFER_SIZE):
+                data += piece
+        except PeerTimeoutError:
+            self.unread(bytes(data))
+            raise
+        return bytes(data)
+
+
+def open_reader(connection: Any, buffer_size: int) -> io.BufferedIOBase:
+    """Open a file to read from a connection; ``buffer_size`` as for ``socket.makefile()``."""
+    if not _opens_plain_files(connection):
+        return cast("io.BufferedIOBase", connection.makefile("rb", buffer_size))
+    if buffer_size == 0:
+        return cast("io.BufferedIOBase", UnbufferedReader(connection))
+    return cast("io.BufferedIOBase", StreamReader(SocketReader(connection), _size(buffer_size)))
+
+
+def open_writer(connection: Any, buffer_size: int) -> io.BufferedIOBase:
+    """Open a file to write to a connection; 0: every write is sent whole, else as for ``socket.makefile()``."""
+    if buffer_size == 0:
+        return cast("io.BufferedIOBase", SocketWriter(connection))
+    if not _opens_plain_files(connection):
+        return cast("io.BufferedIOBase", connection.makefile("wb", buffer_size))
+    return cast("io.BufferedIOBase", io.BufferedWriter(RawWriter(connection), _size(buffer_size)))
+
+
+def _opens_plain_files(connection: Any) -> bool:
+    # gevent's sockets, and a test's stand-in, bring files of their own.
+    makefile: object = getattr(type(connection), "makefile", None)  # pyright: ignore[reportUnknownArgumentType]
+    return makefile is socket.socket.makefile
+
+
+def _hold(connection: socket.socket) -> None:
+    # What socket.makefile() does: the descriptor stays open until the file is closed too.
+    connection._io_refs += 1  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
+
+
+def _size(buffer_size: int) -> int:
+    return buffer_size if buffer_size > 0 else io.DEFAULT_BUFFER_SIZE

@@ -1,0 +1,81 @@
+"""What can go wrong, and whose doing it is.
+
+Three branches under one root. *Ours*: the program used sockserve in a way that cannot work. *The peer's*: somebody on
+the other end of a socket left, stalled or lied; a server goes on. *The system's*: the kernel refused something.
+Each class is also the built-in exception that ``socketserver`` would have let through at that place, so that an
+``except OSError`` or ``except ValueError`` written for the standard library still catches it.
+"""
+
+from __future__ import annotations
+
+import errno
+
+__all__ = [
+    "AddressError",
+    "AlreadyServingError",
+    "BindError",
+    "DatagramTruncatedError",
+    "DropInError",
+    "HandshakeError",
+    "ListenerLostError",
+    "PeerError",
+    "PeerTimeoutError",
+    "ServerClosedError",
+    "SockserveError",
+]
+
+
+class SockserveError(Exception):
+    """The root of every exception that sockserve defines."""
+
+
+# ours: how the program used us
+
+
+class AddressError(SockserveError, ValueError):
+    """A text is not an address; the message says what would be."""
+
+
+class AlreadyServingError(SockserveError, RuntimeError):
+    """A second ``serve_forever()`` while the first still runs."""
+
+
+class ServerClosedError(SockserveError, ValueError):
+    """The server's socket is closed: nothing can be accepted any more."""
+
+
+class ListenerLostError(SockserveError, RuntimeError):
+    """The listening socket failed, or was closed or replaced under the running loop."""
+
+
+class DropInError(SockserveError, RuntimeError):
+    """``socketserver`` can no longer be replaced in this process; the message names who already uses it."""
+
+
+# the peer's
+
+
+class PeerError(SockserveError):
+    """The other end of a connection left, stalled or broke the protocol."""
+
+
+class PeerTimeoutError(PeerError, TimeoutError):
+    """The peer neither sent nor took a byte for as long as the handler's ``timeout`` allows."""
+
+
+class HandshakeError(PeerError, OSError):
+    """The TLS handshake failed or did not end within ``handshake_timeout``."""
+
+
+class DatagramTruncatedError(PeerError, OSError):
+    """A datagram was larger than ``max_packet_size`` and arrived cut (recv(2), MSG_TRUNC)."""
+
+    def __init__(self, limit: int, sender: object) -> None:
+        super().__init__(errno.EMSGSIZE, f"a datagram from {sender!r} is longer than max_packet_size, {limit} bytes")
+
+
+# the system's
+
+
+class BindError(SockserveError, OSError):
+    """An address could not be bound; ``errno`` is the kernel's, the message names the address."""

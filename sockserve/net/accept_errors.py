@@ -1,0 +1,87 @@
+"""What an error of accept(2) means, as a table.
+
+Rule 1. An error that one peer caused is that peer's: go on.
+Rule 2. An error that the machine's state caused will come again at once: pause, or the loop spins.
+Rule 3. An error of the listener itself never ends: leave the loop and say so.
+Rule 4. What nobody foresaw may come again at once too: rule 2.
+
+Sources: accept(2), "Error handling" (Linux reports errors that were pending on the *new* connection); POSIX.1-2024
+accept(); Go's internal/poll and ``net/http.Server.Serve`` for the delays.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import sys
+
+__all__ = ["BACK_OFF_FIRST", "BACK_OFF_LAST", "Verdict", "judge"]
+
+BACK_OFF_FIRST = 0.005
+"""Seconds of the first pause: as Go's ``Server.Serve``; long enough that 200 tries a second cost nothing."""
+
+BACK_OFF_LAST = 1.0
+"""Seconds that a pause never exceeds: as Go's; a client's connect time-out is far longer."""
+
+
+class Verdict(enum.Enum):
+    """What the loop does after an accept that failed."""
+
+    NOTHING_THERE = "nothing there"
+    IGNORE = "ignore"
+    BACK_OFF = "back off"
+    FATAL = "fatal"
+
+
+_VERDICTS: dict[str, Verdict] = {
+    # Another process or thread took the connection first, or the datagram's checksum was wrong.
+    "EAGAIN": Verdict.NOTHING_THERE,
+    "EWOULDBLOCK": Verdict.NOTHING_THERE,
+    "EINTR": Verdict.NOTHING_THERE,
+    # The peer left between its SYN and our accept, or the network beneath it did.
+    "ECONNABORTED": Verdict.IGNORE,
+    "ECONNREFUSED": Verdict.IGNORE,
+    "ECONNRESET": Verdict.IGNORE,
+    "EHOSTDOWN": Verdict.IGNORE,
+    "EHOSTUNREACH": Verdict.IGNORE,
+    "ENETDOWN": Verdict.IGNORE,
+    "ENETUNREACH": Verdict.IGNORE,
+    "ENONET": Verdict.IGNORE,
+    "ENOPROTOOPT": Verdict.IGNORE,
+    "EPERM": Verdict.IGNORE,
+    "EPIPE": Verdict.IGNORE,
+    "EPROTO": Verdict.IGNORE,
+    "ETIMEDOUT": Verdict.IGNORE,
+    # A datagram that did not fit was taken from the queue: the next one may.
+    "EMSGSIZE": Verdict.IGNORE,
+    # No descriptor or no memory: every further try fails alike until something is released.
+    "EMFILE": Verdict.BACK_OFF,
+    "ENFILE": Verdict.BACK_OFF,
+    "ENOBUFS": Verdict.BACK_OFF,
+    "ENOMEM": Verdict.BACK_OFF,
+    # The listener is closed, is no socket, or does not listen.
+    "EBADF": Verdict.FATAL,
+    "EFAULT": Verdict.FATAL,
+    "EINVAL": Verdict.FATAL,
+    "ENOTSOCK": Verdict.FATAL,
+    "EOPNOTSUPP": Verdict.FATAL,
+}
+# Not every platform has every name, and Windows has twins of its own (WSAECONNRESET …).
+_BY_NUMBER: dict[int, Verdict] = {
+    getattr(errno, spelling): verdict
+    for name, verdict in _VERDICTS.items()
+    for spelling in (name, f"WSA{name}")
+    if hasattr(errno, spelling)
+}
+
+
+def judge(error: OSError) -> Verdict:
+    """Say what an error of ``get_request()`` asks of the loop. Never raises."""
+    ssl = sys.modules.get("ssl")
+    if ssl is not None and isinstance(error, ssl.SSLError):
+        # Its errno is OpenSSL's, not the kernel's: 1 would read EPERM.
+        return Verdict.IGNORE
+    if error.errno is None:
+        by_peer = isinstance(error, (ConnectionError, TimeoutError))
+        return Verdict.IGNORE if by_peer else Verdict.BACK_OFF
+    return _BY_NUMBER.get(error.errno, Verdict.BACK_OFF)

@@ -1,0 +1,195 @@
+"""Texts that say where to listen or connect: ``tcp://[::1]:80``, ``unix:/run/app.sock``, ``fd:3``.
+
+Rule 1. A text is an address, or AddressError says what would be one.
+Rule 2. An address has one spelling: ``str(parse_address(text)) == text``.
+Rule 3. Reading a text opens no socket, asks no resolver and touches no file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from sockserve.errors import AddressError
+
+__all__ = ["ACCEPTED_FORMS", "Address", "format_address", "is_ipv6", "parse_address"]
+
+# Bytes that sun_path holds beside the NUL that ends a path or begins an abstract name: unix(7), BSD's <sys/un.h>.
+_UNIX_NAME_LIMIT = 107 if sys.platform.startswith("linux") else 103
+
+_LAST_PORT = 65535
+_LAST_FD = 2**31 - 1
+
+# One spelling each: no sign, no leading zero, no digit outside ASCII.
+_NUMBER = re.compile("0|[1-9][0-9]{0,9}")
+# RFC 1123, 2.1, and the underscore that container networks put into names.
+_HOST_NAME = re.compile("[A-Za-z0-9._-]+")
+# RFC 6874: unreserved characters.
+_ZONE = re.compile("[A-Za-z0-9._~-]+")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Address:
+    """What a text says; ``str()`` gives the text back."""
+
+    scheme: str
+    """The word before the first colon."""
+
+    family: socket.AddressFamily
+    """AF_UNSPEC where the text leaves it open: a host name, every interface, an inherited descriptor."""
+
+    type: socket.SocketKind | None
+    """SOCK_STREAM or SOCK_DGRAM; None for an inherited descriptor, which knows its own."""
+
+    sockaddr: tuple[str, int] | str | int
+    """What bind() takes: host and port, or a path, or an abstract name that begins with NUL; or the descriptor."""
+
+    def __str__(self) -> str:
+        if isinstance(self.sockaddr, tuple):
+            host, port = self.sockaddr
+            return f"{self.scheme}://[{host}]:{port}" if ":" in host else f"{self.scheme}://{host}:{port}"
+        if isinstance(self.sockaddr, str) and self.sockaddr.startswith("\0"):
+            return f"{self.scheme}:@{self.sockaddr[1:]}"
+        return f"{self.scheme}:{self.sockaddr}"
+
+
+def parse_address(text: str) -> Address:
+    """Read an address, or raise AddressError, which shows the text, what is wrong with it and what is accepted."""
+    name, _, rest = text.partition(":")
+    scheme = _SCHEMES.get(name)
+    if scheme is None:
+        raise _refusal(text, "it begins with none of the words below")
+    try:
+        family, sockaddr = scheme.read(rest)
+    except ValueError as error:
+        raise _refusal(text, str(error)) from None
+    return Address(name, family, scheme.type, sockaddr)
+
+
+def _refusal(text: str, reason: str) -> AddressError:
+    return AddressError(f"{text!r} is not an address: {reason}. Accepted are:\n{ACCEPTED_FORMS}")
+
+
+def format_address(sock: socket.socket) -> str:
+    """Give the text for what a socket is bound to; ``parse_address`` reads it, if the family has such texts.
+
+    A zone is given by its number, which every interface has in one spelling. Raises OSError on a closed socket.
+    """
+    name = sock.getsockname()
+    is_datagram = sock.type == socket.SOCK_DGRAM
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        host, port, *flow_and_zone = name
+        if flow_and_zone and flow_and_zone[1]:
+            host = f"{host}%{flow_and_zone[1]}"
+        return str(Address("udp" if is_datagram else "tcp", sock.family, sock.type, (host, port)))
+    if hasattr(socket, "AF_UNIX") and sock.family == socket.AF_UNIX:
+        path = os.fsdecode(name)
+        # A relative path that would read as an abstract name.
+        path = f"./{path}" if path.startswith("@") else path
+        return str(Address("unix-dgram" if is_datagram else "unix", sock.family, sock.type, path))
+    return str(name)
+
+
+def is_ipv6(host: str) -> bool:
+    """Say whether a host is an IPv6 literal, with or without a zone (RFC 4007, section 11). Never raises."""
+    return _is_literal(socket.AF_INET6, host.partition("%")[0])
+
+
+def _is_literal(family: socket.AddressFamily, host: str) -> bool:
+    try:
+        socket.inet_pton(family, host)
+    except (OSError, ValueError):
+        # ValueError: a NUL, or characters that cannot be encoded.
+        return False
+    return True
+
+
+def _read_host_and_port(rest: str) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    host, colon, port = rest.removeprefix("//").rpartition(":")
+    if not rest.startswith("//") or not colon:
+        raise ValueError("it lacks '//' before the host, or ':' and a port after it")
+    number = _read_number(port, "port", _LAST_PORT)
+    return _family_of_host(host), (host.strip("[]"), number)
+
+
+def _family_of_host(host: str) -> socket.AddressFamily:
+    if host.startswith("[") and host.endswith("]"):
+        literal, percent, zone = host[1:-1].partition("%")
+        if not _is_literal(socket.AF_INET6, literal):
+            raise ValueError(f"{literal!r} is not an IPv6 address")
+        if percent and not _ZONE.fullmatch(zone):
+            raise ValueError(f"{zone!r} is not a zone")
+        return socket.AF_INET6
+    if is_ipv6(host):
+        raise ValueError("an IPv6 address needs brackets")
+    if host and not _HOST_NAME.fullmatch(host):
+        raise ValueError(f"{host!r} is not a host name")
+    return socket.AF_INET if _is_literal(socket.AF_INET, host) else socket.AF_UNSPEC
+
+
+def _read_path(rest: str) -> tuple[socket.AddressFamily, str]:
+    if not hasattr(socket, "AF_UNIX"):
+        raise ValueError("this platform has no Unix sockets")
+    is_abstract = rest.startswith("@")
+    name = rest[1:] if is_abstract else rest
+    if is_abstract and not sys.platform.startswith("linux"):
+        raise ValueError("abstract names exist on Linux only")
+    if not name:
+        raise ValueError("it lacks a path or name")
+    if "\0" in name:
+        raise ValueError("it contains a NUL")
+    if len(os.fsencode(name)) > _UNIX_NAME_LIMIT:
+        raise ValueError(f"a Unix socket's path or name has at most {_UNIX_NAME_LIMIT} bytes")
+    return socket.AF_UNIX, f"\0{name}" if is_abstract else name
+
+
+def _read_fd(rest: str) -> tuple[socket.AddressFamily, int]:
+    return socket.AF_UNSPEC, _read_number(rest, "descriptor", _LAST_FD)
+
+
+def _read_number(digits: str, what: str, last: int) -> int:
+    if not _NUMBER.fullmatch(digits) or int(digits) > last:
+        raise ValueError(f"{digits!r} is not a {what}: a number from 0 to {last} without leading zeros")
+    return int(digits)
+
+
+class _Scheme(NamedTuple):
+    type: socket.SocketKind | None
+    read: Callable[[str], tuple[socket.AddressFamily, tuple[str, int] | str | int]]
+    examples: Mapping[str, str]
+
+
+_SCHEMES = {
+    "tcp": _Scheme(
+        socket.SOCK_STREAM,
+        _read_host_and_port,
+        {
+            "tcp://127.0.0.1:8000": "TCP on one address, or a host name; port 0 takes any free one",
+            "tcp://[::1]:8000": "TCP on an IPv6 address, in brackets; [fe80::1%eth0] has a zone",
+            "tcp://:8000": "TCP on every interface",
+        },
+    ),
+    "udp": _Scheme(socket.SOCK_DGRAM, _read_host_and_port, {"udp://127.0.0.1:5353": "UDP, in the same forms as TCP"}),
+    "unix": _Scheme(
+        socket.SOCK_STREAM,
+        _read_path,
+        {
+            "unix:/run/app.sock": "a Unix stream socket",
+            "unix:@app": "a Unix stream socket with an abstract name (Linux)",
+        },
+    ),
+    "unix-dgram": _Scheme(
+        socket.SOCK_DGRAM, _read_path, {"unix-dgram:/run/app.sock": "a Unix datagram socket, in the same forms"}
+    ),
+    "fd": _Scheme(None, _read_fd, {"fd:3": "a socket that this process inherited, by its descriptor"}),
+}
+
+ACCEPTED_FORMS = "\n".join(
+    f"  {example:26}{meaning}" for scheme in _SCHEMES.values() for example, meaning in scheme.examples.items()
+)
+"""What ``parse_address`` accepts, one example a line, for help texts."""

@@ -1,0 +1,112 @@
+"""TLS on a connection that the ssl module wrapped: the handshake under a deadline, and a clean end.
+
+Nothing here imports ssl. A program that uses it has imported it; one that does not need not pay for it.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypeIs
+
+from sockserve.errors import HandshakeError
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["close_notify", "defer_handshake", "handshake", "is_tls"]
+
+
+def is_tls(sock: object) -> TypeIs[ssl.SSLSocket]:
+    """Say whether a socket is an ``ssl.SSLSocket``. Never raises; costs next to nothing."""
+    if type(sock) is socket.socket:
+        return False
+    # getattr: another thread may be in the middle of importing ssl.
+    tls_class: Any = getattr(sys.modules.get("ssl"), "SSLSocket", None)
+    return tls_class is not None and isinstance(sock, tls_class)
+
+
+def defer_handshake(listener: socket.socket) -> None:
+    """Make ``accept()`` on a listener that an SSLContext wrapped return without a handshake. No effect on any other.
+
+    The accepted connection is an SSLSocket all the same; ``handshake()`` has to come before anything is read from it.
+    """
+    if is_tls(listener):
+        listener.do_handshake_on_connect = False  # type: ignore[attr-defined]  # missing in typeshed
+        if listener.suppress_ragged_eofs:  # type: ignore[attr-defined]  # missing in typeshed
+            # Only the option makes it true: without it OpenSSL 3 calls an end of input without close_notify a fatal
+            # error, answers with an alert, and lets nothing be written any more. A drain ends the input so.
+            listener.context.options |= sys.modules["ssl"].OP_IGNORE_UNEXPECTED_EOF
+
+
+def handshake(sock: ssl.SSLSocket, timeout: float | None) -> None:
+    """Shake hands, all of it within ``timeout`` seconds, however slowly the peer sends; None: without limit.
+
+    No effect if hands were shaken already. Whatever happens the socket has its own time-out again afterwards. Raises
+    HandshakeError, with a reason of one line, from the ssl module's or the system's exception.
+    """
+    before = sock.gettimeout()
+    try:
+        # One deadline for the whole handshake, not a limit for each wait: CPython's _ssl.c, do_handshake.
+        sock.settimeout(timeout)
+        sock.do_handshake()
+    except OSError as error:
+        raise HandshakeError(f"TLS handshake failed: {_reason(error, timeout)}") from error
+    finally:
+        _set_timeout(sock, before)
+
+
+def close_notify(sock: ssl.SSLSocket, timeout: float) -> None:
+    """Tell the peer that no more data comes (RFC 8446, 6.1), without waiting for its answer. Never raises OSError.
+
+    Takes at most ``timeout`` seconds, and those only while the peer does not take what was sent before. Says nothing
+    if that ended in the middle of a record: the peer must see that data is missing. The connection stays open, can
+    then be half-closed, and what the peer still sends is encrypted. No effect on one that is closed, unwrapped, or
+    never got through its handshake.
+    """
+    ssl = sys.modules["ssl"]
+    deadline = time.monotonic() + timeout
+    before = sock.gettimeout()
+    # Without a time-out unwrap() would wait for the peer's close_notify.
+    _set_timeout(sock, 0)
+    try:
+        while True:
+            try:
+                sock.unwrap()
+                break
+            except ssl.SSLWantWriteError:
+                if not _wait_writable(sock, deadline - time.monotonic()):
+                    break
+    except (OSError, ValueError):
+        # SSLWantReadError: said, and not answered yet. Any other: the peer is gone, or TLS was not up or is over.
+        pass
+    finally:
+        _set_timeout(sock, before)
+
+
+def _wait_writable(sock: socket.socket, timeout: float) -> bool:
+    if not hasattr(select, "poll"):
+        return bool(select.select([], [sock], [], max(0.0, timeout))[1])
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(max(0.0, timeout) * 1000))
+
+
+def _reason(error: OSError, timeout: float | None) -> str:
+    if isinstance(error, TimeoutError) and error.errno is None and timeout is not None:
+        return f"not done within {timeout:g} s"
+    # OpenSSL's own words, as WRONG_VERSION_NUMBER, or the text without the line of _ssl.c at its end.
+    of_openssl: str | None = getattr(error, "reason", None)
+    return of_openssl.replace("_", " ").lower() if of_openssl else (error.strerror or str(error)).partition(" (_ssl")[0]
+
+
+def _set_timeout(sock: socket.socket, timeout: float | None) -> None:
+    try:
+        sock.settimeout(timeout)
+    except OSError:
+        # EBADF: another thread closed it, which what comes next will find out.
+        pass

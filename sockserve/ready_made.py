@@ -1,0 +1,83 @@
+"""The ready-made servers: each way to run a handler, on each kind of socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from sockserve.concurrency.threads import ThreadingMixIn
+from sockserve.core.server import TCPServer, UDPServer
+
+__all__ = ["MODELS", "ThreadingTCPServer", "ThreadingUDPServer", "server_class"]
+
+
+class ThreadingTCPServer(ThreadingMixIn, TCPServer):
+    """A TCPServer that serves each connection in a new thread."""
+
+
+class ThreadingUDPServer(ThreadingMixIn, UDPServer):
+    """A UDPServer that serves each datagram in a new thread."""
+
+
+_CLASSES: dict[tuple[str, str], type[TCPServer[Any, Any]]] = {
+    ("inline", "tcp"): TCPServer,
+    ("inline", "udp"): UDPServer,
+    ("thread", "tcp"): ThreadingTCPServer,
+    ("thread", "udp"): ThreadingUDPServer,
+}
+
+if hasattr(os, "fork"):
+    from sockserve.concurrency.forks import ForkingMixIn
+
+    __all__ += ["ForkingTCPServer", "ForkingUDPServer"]
+
+    class ForkingTCPServer(ForkingMixIn, TCPServer):
+        """A TCPServer that serves each connection in a child process."""
+
+    class ForkingUDPServer(ForkingMixIn, UDPServer):
+        """A UDPServer that serves each datagram in a child process."""
+
+    _CLASSES["fork", "tcp"] = ForkingTCPServer
+    _CLASSES["fork", "udp"] = ForkingUDPServer
+
+if hasattr(socket, "AF_UNIX"):
+    from sockserve.core.server import UnixDatagramServer, UnixStreamServer
+
+    __all__ += ["ThreadingUnixDatagramServer", "ThreadingUnixStreamServer"]
+
+    class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer):
+        """A UnixStreamServer that serves each connection in a new thread."""
+
+    class ThreadingUnixDatagramServer(ThreadingMixIn, UnixDatagramServer):
+        """A UnixDatagramServer that serves each datagram in a new thread."""
+
+    _CLASSES["inline", "unix"] = UnixStreamServer
+    _CLASSES["inline", "unix-dgram"] = UnixDatagramServer
+    _CLASSES["thread", "unix"] = ThreadingUnixStreamServer
+    _CLASSES["thread", "unix-dgram"] = ThreadingUnixDatagramServer
+
+    if hasattr(os, "fork"):
+        from sockserve.concurrency.forks import ForkingMixIn
+
+        __all__ += ["ForkingUnixDatagramServer", "ForkingUnixStreamServer"]
+
+        class ForkingUnixStreamServer(ForkingMixIn, UnixStreamServer):
+            """A UnixStreamServer that serves each connection in a child process."""
+
+        class ForkingUnixDatagramServer(ForkingMixIn, UnixDatagramServer):
+            """A UnixDatagramServer that serves each datagram in a child process."""
+
+        _CLASSES["fork", "unix"] = ForkingUnixStreamServer
+        _CLASSES["fork", "unix-dgram"] = ForkingUnixDatagramServer
+
+MODELS = tuple(dict.fromkeys(model for model, _ in _CLASSES))
+"""The ways to run a handler that this platform has."""
+
+
+def server_class(model: str, scheme: str) -> type[TCPServer[Any, Any]]:
+    """The ready-made class for a way to run a handler and an address's scheme. Raises ValueError, naming the choice."""
+    try:
+        return _CLASSES[model, scheme]
+    except KeyError:
+        raise ValueError(f"no model {model!r} for {scheme}: addresses; there are {', '.join(MODELS)}") from None

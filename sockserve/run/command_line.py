@@ -1,0 +1,215 @@
+"""The command ``sockserve``: serve a handler class by its name."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import logging
+import math
+import re
+import shlex
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+from sockserve.errors import AddressError, SockserveError
+from sockserve.net.address import ACCEPTED_FORMS, format_address, parse_address
+from sockserve.ready_made import MODELS
+from sockserve.run.echo import Echo
+from sockserve.run.opening import AnyServer, roots_of
+from sockserve.run.serve import serve
+
+__all__ = ["main", "read_arguments"]
+
+LEVELS = ("debug", "info", "warning", "error", "critical")
+LARGEST = 2**31 - 1
+"""What listen(2) takes: a C int."""
+
+ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what a server has that was bound to every interface
+FREE_PORT = "tcp://127.0.0.1:0"
+
+EPILOG = f"""\
+SIGTERM or Ctrl-C stops: no new requests, those in progress may end, a second one cuts them. The exit status is 0 then,
+1 if an address could not be bound or was lost, 2 for arguments that make no sense.
+
+addresses:
+{ACCEPTED_FORMS}
+
+examples:
+  sockserve                                            the built-in echo handler on a free port
+  sockserve udp://127.0.0.1:9000 unix:/tmp/echo.sock   the same there
+  sockserve shop.orders:OrderHandler tcp://:9000       a class of yours, found from the current directory
+  sockserve --model fork --max-children 8 --drain-timeout 60 shop.orders:OrderHandler tcp://:9000
+  sockserve http.server:SimpleHTTPRequestHandler tcp://127.0.0.1:8000
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the arguments say (None: those of this process) and return the exit status; what is not 0 is explained.
+
+    Raises SystemExit: with status 2 for arguments that make no sense, with 0 after ``--help``.
+    """
+    options = read_arguments(argv)
+    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        serve(
+            options.handler,
+            *options.addresses,
+            model=options.model,
+            max_children=options.max_children,
+            backlog=options.backlog,
+            drain_timeout=options.drain_timeout,
+            ready=functools.partial(_tell, options.handler),
+        )
+    except (SockserveError, OSError) as error:
+        sys.stderr.write(f"sockserve: {getattr(error, 'strerror', None) or error}\n")
+        return 2 if isinstance(error, AddressError) else 1
+    return 0
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options, the handler class and the addresses. Raises SystemExit as ``main()``."""
+    parser = argparse.ArgumentParser(
+        prog="sockserve",
+        usage="%(prog)s [OPTION ...] [package.module:Handler] [ADDRESS ...]",
+        description="Serve a request handler class until SIGTERM or Ctrl-C.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--model", choices=MODELS, default="thread", help="what a handler runs in (default: %(default)s, one for each)"
+    )
+    parser.add_argument(
+        "--backlog",
+        metavar="N",
+        type=functools.partial(_whole_number, 0),
+        help="connections that wait in the kernel while nobody accepts (default: as many as the system allows)",
+    )
+    parser.add_argument(
+        "--drain-timeout",
+        metavar="S",
+        type=_seconds,
+        default=30.0,
+        help="seconds that requests in progress get to end (default: 30; inf: no limit)",
+    )
+    parser.add_argument(
+        "--max-children",
+        metavar="N",
+        type=functools.partial(_whole_number, 1),
+        help="with --model fork, how many serve at once",
+    )
+    parser.add_argument("--log-level", choices=LEVELS, type=str.lower, default="warning", help="(default: %(default)s)")
+    options = parser.parse_intermixed_args(argv)
+    if options.max_children is not None and options.model != "fork":
+        parser.error("--max-children is for --model fork")
+    try:
+        options.handler, options.addresses = _read_words(options.words)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def _whole_number(least: int, text: str) -> int:
+    number = int(text) if text.isdecimal() else -1
+    if not least <= number <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {LARGEST}")
+    return number
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if seconds == math.inf:
+        return None
+    if not 0 <= seconds <= threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
+    return seconds
+
+
+def _read_words(words: Sequence[str]) -> tuple[type, Sequence[str]]:
+    """The handler class and the addresses, either of which may be left out: for the echo handler, or a free port."""
+    names_handler = bool(words) and not _is_address(words[0])
+    addresses = words[names_handler:]
+    for address in addresses:
+        parse_address(address)
+    return _load(words[0]) if names_handler else Echo, addresses or [FREE_PORT]
+
+
+def _is_address(word: str) -> bool:
+    try:
+        parse_address(word)
+    except AddressError as error:
+        if word.count(":") == 1 and all(name.isidentifier() for name in re.split("[:.]", word)):
+            return False
+        raise ValueError(f"neither a handler, package.module:Class, nor an address: {error}") from None
+    return True
+
+
+def _load(word: str) -> type:
+    module_name, _, path = word.partition(":")
+    # The installed command has its own directory there, where `python -m` has the current one.
+    sys.path[:0] = [""] if "" not in sys.path else []
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            raise ValueError(f"there is no module {error.name!r} here or on Python's path") from None
+        raise ValueError(f"{module_name} cannot be imported: {type(error).__name__}: {error}{_where(error)}") from None
+    found: Any = module
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    if not _is_handler(found):
+        known = ", ".join(_handlers_in(module, module_name, "")) or "none"
+        raise ValueError(f"{word} is not a request handler class; in {module_name} there are: {known}")
+    return cast("type", found)
+
+
+def _where(error: BaseException) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames[1:] else ""
+
+
+def _is_handler(found: object) -> bool:
+    roots = roots_of(found)
+    return "BaseRequestHandler" in roots and getattr(found, "__name__", None) not in roots
+
+
+def _handlers_in(space: object, module_name: str, prefix: str) -> Iterator[str]:
+    """The names, dotted where they are nested, of the handler classes in a module or a class of it."""
+    for name, value in vars(space).items():
+        if _is_handler(value):
+            yield f"{prefix}{name}"
+        if isinstance(value, type) and (value.__module__, value.__qualname__) == (module_name, f"{prefix}{name}"):
+            yield from _handlers_in(value, module_name, f"{prefix}{name}.")
+
+
+def _tell(handler: type, servers: tuple[AnyServer, ...]) -> None:
+    """Say where they listen, and how to talk to the echo handler there; one write, whoever reads it."""
+    lines = [f"Listening on {format_address(server.socket)}" for server in servers]
+    if handler is Echo:
+        commands = [command for server in servers if (command := _netcat(server.socket)) is not None]
+        lines += ["Talk to it from another terminal:", *(f"  echo hello | {command}" for command in commands)]
+    encoding = sys.stdout.encoding or "utf-8"
+    # A path may hold bytes that are no text.
+    sys.stdout.write("".join(f"{line}\n" for line in lines).encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()
+
+
+def _netcat(listener: socket.socket) -> str | None:
+    """A command that sends its input and ends after a second of silence; None: nc has no word for such an address."""
+    flags = "-w 1" if listener.type == socket.SOCK_STREAM else "-u -w 1"
+    name = listener.getsockname()
+    if isinstance(name, bytes):
+        return None
+    if isinstance(name, str):
+        return f"nc {flags} -U {shlex.quote(name)}"
+    host, port, *_ = name
+    return f"nc {flags} {ANYWHERE.get(host, host)} {port}"

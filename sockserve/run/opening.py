@@ -1,0 +1,122 @@
+"""A handler and address texts in; servers that listen out, one for each text, or none at all."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+from sockserve.core.base_server import HandlerFactory
+from sockserve.core.server import TCPServer
+from sockserve.errors import AddressError, BindError
+from sockserve.net.address import Address, parse_address
+from sockserve.net.listen import adopt, unix_name
+from sockserve.ready_made import server_class
+
+__all__ = ["AnyServer", "open_servers", "roots_of"]
+
+AnyServer: TypeAlias = TCPServer[Any, Any]
+
+_SERVES = {"StreamRequestHandler": socket.SOCK_STREAM, "DatagramRequestHandler": socket.SOCK_DGRAM}
+
+_WORDS: dict[int | None, str] = {socket.SOCK_STREAM: "connections", socket.SOCK_DGRAM: "datagrams"}
+
+# What an inherited descriptor may be; a platform without AF_UNIX has no socket of that family either.
+_SCHEMES = {
+    (getattr(socket, family, None), kind): scheme
+    for family, kind, scheme in (
+        ("AF_INET", socket.SOCK_STREAM, "tcp"),
+        ("AF_INET6", socket.SOCK_STREAM, "tcp"),
+        ("AF_UNIX", socket.SOCK_STREAM, "unix"),
+        ("AF_INET", socket.SOCK_DGRAM, "udp"),
+        ("AF_INET6", socket.SOCK_DGRAM, "udp"),
+        ("AF_UNIX", socket.SOCK_DGRAM, "unix-dgram"),
+    )
+}
+
+
+def open_servers(
+    handler: HandlerFactory, addresses: Sequence[str], model: str, settings: Mapping[str, object]
+) -> list[AnyServer]:
+    """Open a server for each address, or none: when one fails, those before it are closed again.
+
+    ``settings`` become attributes of each server before it is bound. Raises AddressError for a text that is no address,
+    or is one that cannot be served, by this handler or at all; BindError for one that the system refuses; ValueError
+    for a model that there is not.
+    """
+    parsed = [parse_address(text) for text in addresses]
+    servers: list[AnyServer] = []
+    with contextlib.ExitStack() as undo:
+        for address in parsed:
+            if any(server.fileno() == address.sockaddr for server in servers):
+                raise AddressError(f"{address}: another of these servers has that descriptor")
+            server = _make(handler, address, model)
+            undo.callback(server.server_close)
+            vars(server).update(settings)
+            try:
+                if address.scheme != "fd":
+                    server.server_bind()
+                # Of an inherited socket that listens already this sets the backlog only.
+                server.server_activate()
+            except OSError as error:
+                raise _refusal(address, error) from error
+            servers.append(server)
+        undo.pop_all()
+    return servers
+
+
+def roots_of(handler: object) -> list[str]:
+    """The names of the library's handler classes that a class derives from: sockserve's, or the standard library's."""
+    mro = cast("tuple[type, ...]", getattr(handler, "__mro__", ()))
+    return [base.__name__ for base in mro if base.__module__ in ("sockserve", "socketserver")]
+
+
+def _make(handler: HandlerFactory, address: Address, model: str) -> AnyServer:
+    """A server that is not bound yet, or one that has taken an inherited socket over."""
+    with contextlib.ExitStack() as undo:
+        inherited = adopt(cast("int", address.sockaddr)) if address.scheme == "fd" else None
+        if inherited is None:
+            scheme, kind, name = address.scheme, address.type, _resolve(address)
+        else:
+            # Unless all goes well it stays open, and the caller's.
+            undo.callback(inherited.detach)
+            scheme, kind, name = _identify(address, inherited)
+        for root in roots_of(handler):
+            if _SERVES.get(root, kind) != kind:
+                raise AddressError(
+                    f"{address} takes {_WORDS.get(kind)}, and {handler!r} is a {root}: for {_WORDS[_SERVES[root]]}"
+                )
+        server = server_class(model, scheme)(name, handler, bind_and_activate=False)
+        if inherited is not None:
+            server.socket.close()
+            server.socket = inherited
+        undo.pop_all()
+    return server
+
+
+def _identify(address: Address, inherited: socket.socket) -> tuple[str, socket.SocketKind | None, Any]:
+    kind = inherited.type
+    try:
+        scheme = _SCHEMES[inherited.family, kind]
+    except KeyError:
+        raise AddressError(f"{address}: nothing serves sockets of {inherited.family!r}, {kind!r}") from None
+    name = inherited.getsockname()
+    return scheme, kind, unix_name(name) if scheme.startswith("unix") else name
+
+
+def _resolve(address: Address) -> Any:
+    """What bind() takes; for a host name its first IPv4 address, or if it has none its first of another family."""
+    if not isinstance(address.sockaddr, tuple) or not address.sockaddr[0]:
+        return address.sockaddr
+    host, port = address.sockaddr
+    try:
+        # As bytes: for text Python applies rules of its own, and other errors, before it asks the system.
+        found = socket.getaddrinfo(host.encode(), port, address.family, cast("int", address.type))
+    except OSError as error:
+        raise _refusal(address, error) from error
+    return min(found, key=lambda info: info[0] != socket.AF_INET)[4]
+
+
+def _refusal(address: Address, error: OSError) -> BindError:
+    return BindError(error.errno, f"cannot serve on {address}: {error.strerror or error}")

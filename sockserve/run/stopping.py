@@ -1,0 +1,202 @@
+"""How servers in one loop end: asked to stop, their requests drained, the last of them cut.
+
+Rule 1. A signal handler touches nothing that the code which it interrupts may hold: no lock, no log, no new thread.
+It sets flags and wakes the loop, and that does the rest.
+Rule 2. An inline handler keeps the loop from running: for its request the signal handler itself does what is to do.
+Rule 3. Nothing of this happens in a forked child: its parent tells it what to do, and a terminal's Ctrl-C does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
+from sockserve.core.active_requests import ActiveRequests, LiveRequest, table_of
+from sockserve.core.events import Observer
+from sockserve.core.lifecycle import CUT_GRACE
+from sockserve.core.loop import Loop
+from sockserve.core.one_shot import OneShot
+from sockserve.core.request_life import cut_others, drain_one
+from sockserve.core.server import TCPServer, UDPServer
+from sockserve.net.closing import cut
+from sockserve.run.opening import AnyServer
+
+__all__ = ["CutShort", "Stop", "time_limit"]
+
+log = logging.getLogger("sockserve")
+
+
+class CutShort(BaseException):
+    """Ends an inline handler that is still at work when it is to be cut."""
+
+
+class Stop(Observer):
+    """Stops servers that one loop hosts. It has to be among their observers."""
+
+    def __init__(self, servers: Sequence[AnyServer], loop: Loop) -> None:
+        self.servers = servers
+        self.loop = loop
+        self.signal: signal.Signals | None = None
+        """What asked; None: no signal did."""
+        self.asked = OneShot()
+        self.is_to_cut = False
+        self._pid = os.getpid()
+
+    def on_signal(self, signum: signal.Signals) -> None:
+        """The first signal asks, any other cuts."""
+        if os.getpid() != self._pid:
+            return
+        if not self.asked.is_set():
+            self.signal = signum
+            self.ask()
+        else:
+            self.cut()
+
+    def ask(self) -> None:
+        """Accept no more, free the ports, end the input of all requests. Safe in a signal handler, idempotent."""
+        self.asked.set()
+        for server in self.servers:
+            lifecycle = server._serving_lifecycle  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            lifecycle.draining = True
+            lifecycle.stop_requested = True
+            if not isinstance(server, UDPServer):
+                # Past the mix-ins, which would wait for their workers. A datagram server's answer on this very socket.
+                TCPServer.server_close(server)
+            for live in table_of(server).all():
+                # Children are told by the loop: that takes a lock.
+                if live.worker is None:
+                    drain_one(server, live)
+        self.loop.wake()
+
+    def cut(self) -> None:
+        """Let the loop cut what is in progress, and end what this thread serves. Safe in a signal handler.
+
+        Raises CutShort into an inline handler.
+        """
+        self.is_to_cut = True
+        self.loop.wake()
+        me = threading.get_ident()
+        for server in self.servers:
+            for live in table_of(server).all():
+                if live.thread == me and not live.detached:
+                    # What it still does, its finish() for one, shall not wait for the client.
+                    cut(live.request)
+                    if live.state in ("prepare", "handle"):
+                        raise CutShort
+
+    def on_accept(self, server: Any, request: LiveRequest) -> None:
+        """Treat one that came between accept() and the table like those that were asked before it."""
+        if self.asked.is_set():
+            drain_one(server, request)
+
+    def drain(self, timeout: float | None) -> None:
+        """Return when all requests have ended, or were cut after ``timeout`` seconds and had time to notice."""
+        try:
+            self.ask()
+            # The servers leave.
+            self.loop.run()
+            active = sum(len(server.active_requests) for server in self.servers)
+            log.info("stopping%s: %d requests in progress", f" on {self.signal.name}" if self.signal else "", active)
+            _Drain(self, timeout)
+            self.loop.run()
+        except BaseException:
+            for server in self.servers:
+                cut_others(server)
+            raise
+
+
+class _Drain:
+    """Keeps the loop running without its servers, as long as there is something to wait for."""
+
+    def __init__(self, stop: Stop, timeout: float | None) -> None:
+        self.max_wait: float | None = None
+        self._stop = stop
+        self._unheard = [table_of(server) for server in stop.servers]
+        self._was_cut = False
+        self._has_given_up = False
+        self._dispatchers: list[Dispatcher] = [
+            server._serving_dispatcher  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            for server in stop.servers
+            if isinstance(server, DispatchingMixIn)
+        ]
+        for dispatcher in self._dispatchers:
+            dispatcher.attach(stop.loop)
+        for server in stop.servers:
+            for live in table_of(server).all():
+                drain_one(server, live)
+        if timeout is not None:
+            stop.loop.call_later(timeout, self._cut)
+        stop.loop.add(self)
+
+    def before_wait(self) -> None:
+        """Leave when all is over."""
+        while self._unheard:
+            table = self._unheard.pop()
+            table.on_next_change(functools.partial(self._changed, table))
+        if self._stop.is_to_cut:
+            self._cut()
+        if self._has_given_up or not any(table_of(server).all() for server in self._stop.servers):
+            self.leave()
+        waits = (dispatcher.must_poll() for dispatcher in self._dispatchers)
+        self.max_wait = min((wait for wait in waits if wait is not None), default=None)
+
+    def after_turn(self) -> None:
+        """Reap the children that have ended."""
+        for dispatcher in self._dispatchers:
+            dispatcher.reap()
+
+    def leave(self) -> None:
+        """Let the loop end."""
+        for dispatcher in self._dispatchers:
+            dispatcher.detach()
+        self._stop.loop.remove(self)
+
+    def abandon(self) -> None:
+        """Nothing to close."""
+
+    def _changed(self, table: ActiveRequests) -> None:
+        self._unheard.append(table)
+        self._stop.loop.wake()
+
+    def _cut(self) -> None:
+        if not self._was_cut:
+            self._was_cut = True
+            self._stop.loop.call_later(CUT_GRACE, self._give_up)
+            for server in self._stop.servers:
+                cut_others(server)
+
+    def _give_up(self) -> None:
+        self._has_given_up = True
+
+
+@contextlib.contextmanager
+def time_limit(stop: Stop, timeout: float) -> Generator[None]:
+    """Send the second signal ``timeout`` seconds after the first, because an inline handler keeps timers from running.
+
+    For the thread that handles the signals. Has no effect on Windows, which cannot send one to a thread.
+    """
+    is_over = OneShot()
+    thread = threading.get_ident()
+
+    def wait() -> None:
+        stop.asked.wait()
+        if not is_over.wait(timeout) and stop.signal is not None and sys.platform != "win32":
+            signal.pthread_kill(thread, stop.signal)
+
+    # Started now: a signal handler must not start one.
+    watch = threading.Thread(target=wait, name="sockserve-time-limit", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        stop.asked.set()
+        watch.join()

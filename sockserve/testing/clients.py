@@ -1,0 +1,270 @@
+"""Clients: one that asks and hears, and those that a server meets once it is on a network."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import selectors
+import socket
+import struct
+import tempfile
+import threading
+import time
+import types
+from typing import Any, NamedTuple, Self
+
+from sockserve.net.address import parse_address
+
+__all__ = ["HalfClose", "HalfHandshake", "Reset", "Stall", "Trickle", "ask", "connect"]
+
+CLIENT_HELLO_START = bytes.fromhex("16 0301 0200  01 0001fc 0303")
+"""A TLS record of 512 bytes with a ClientHello of 508 bytes in it, cut after the version (RFC 8446, 5.1 and 4.1.2)."""
+
+LARGEST_DATAGRAM = 65535
+"""Bytes: what fits into the length field of UDP (RFC 768)."""
+
+READ_SIZE = 65536
+"""Bytes asked for in one recv(2)."""
+
+
+def ask(address: Any, data: bytes, *, timeout: float = 10.0) -> bytes:
+    """Return the server's whole answer to ``data``: all until end-of-file of a stream, or one datagram.
+
+    ``address`` is a server, an address text (``"udp://127.0.0.1:53"``), or what ``socket.connect`` takes for a stream.
+    A stream is half-closed after the data, which is sent while the answer is read; a server that answers without
+    reading all of it has answered. TimeoutError: it took longer than ``timeout`` seconds; OSError: no connection.
+    """
+    with contextlib.ExitStack() as stack:
+        client = stack.enter_context(connect(address, timeout=timeout))
+        if client.type == socket.SOCK_STREAM:
+            return _exchange(client, data, timeout)
+        if client.family == getattr(socket, "AF_UNIX", None):
+            # Without a name of its own it could not be answered (unix(7)).
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="sockserve-"))
+            client.bind(f"{directory}/client")
+        client.send(data)
+        return client.recv(LARGEST_DATAGRAM)
+
+
+def connect(address: Any, *, timeout: float = 10.0) -> socket.socket:
+    """Return a socket connected to ``address``, as in ``ask()``; each operation on it may take ``timeout`` seconds.
+
+    A server bound to all interfaces is reached on the loopback one. OSError: nobody there.
+    """
+    error = OSError(f"no address for {address!r}")
+    for family, kind, sockaddr in _candidates(address):
+        client = socket.socket(family, kind)
+        try:
+            client.settimeout(timeout)
+            client.connect(sockaddr)
+        except OSError as refused:
+            client.close()
+            error = refused
+        else:
+            return client
+    raise error
+
+
+class Client:
+    """A connection that lives for the length of a ``with`` block: it sends ``data`` when that begins, then waits.
+
+    ``timeout``, in seconds, ends each operation with TimeoutError.
+    """
+
+    connection: socket.socket
+    """Connected, inside the block."""
+
+    def __init__(self, address: Any, data: bytes = b"", *, timeout: float = 10.0) -> None:
+        self.address = address
+        self.data = data
+        self.timeout = timeout
+
+    def __enter__(self) -> Self:
+        self.connection = connect(self.address, timeout=self.timeout)
+        if self.connection.type != socket.SOCK_STREAM:
+            self.connection.close()
+            raise ValueError(f"{type(self).__name__} needs a stream, and {self.address!r} takes datagrams")
+        try:
+            self._begin()
+        except BaseException:
+            self.connection.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: types.TracebackType | None
+    ) -> None:
+        self.connection.close()
+
+    def read(self) -> bytes:
+        """Return all that the server sends until it closes or half-closes; ConnectionResetError: it did so rudely."""
+        chunks: list[bytes] = []
+        while chunk := self.connection.recv(READ_SIZE):
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _begin(self) -> None:
+        self.connection.sendall(self.data)
+
+
+class Stall(Client):
+    """Connects, sends ``data``, if any, then nothing more.
+
+    The server sees a connection on which nothing comes, neither bytes nor end-of-file, until the block ends.
+    """
+
+
+class HalfClose(Client):
+    """Sends ``data`` and says that this was all; ``read()`` returns the answer.
+
+    The server sees end-of-file after the data and can still write (shutdown(2), SHUT_WR).
+    """
+
+    def _begin(self) -> None:
+        super()._begin()
+        self.connection.shutdown(socket.SHUT_WR)
+
+
+class HalfHandshake(Client):
+    """Sends the first bytes of a TLS ClientHello, then nothing more.
+
+    A server that expects TLS sees a handshake that began and does not end; any other one 11 bytes of rubbish.
+    """
+
+    def __init__(self, address: Any, *, timeout: float = 10.0) -> None:
+        super().__init__(address, CLIENT_HELLO_START, timeout=timeout)
+
+
+class Reset(Client):
+    """Sends ``data``, then breaks the connection off: at ``reset()``, or when the block ends.
+
+    Over TCP the server gets RST: ECONNRESET when it reads, EPIPE or ECONNRESET when it writes, and what it had not read
+    yet may be lost (socket(7), SO_LINGER). A Unix socket knows no RST: the server sees end-of-file and EPIPE, or
+    ECONNRESET if it had sent something that was not read (unix(7)).
+    """
+
+    def reset(self) -> None:
+        """Break the connection off now. No effect if it is closed."""
+        if self.connection.fileno() >= 0:
+            # Linger for no time: close(2) then throws the connection away. Windows has two shorts in the struct.
+            pair = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pair)
+            self.connection.close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: types.TracebackType | None
+    ) -> None:
+        self.reset()
+
+
+class Trickle(Client):
+    """Sends one byte of ``data`` every ``interval`` seconds, in a thread of its own, then nothing more.
+
+    The server sees a client that is never silent for long and comes to no end. It stops when the block ends, when all
+    is sent, or when the server has closed.
+    """
+
+    def __init__(self, address: Any, data: bytes, *, interval: float = 0.05, timeout: float = 10.0) -> None:
+        super().__init__(address, data, timeout=timeout)
+        self.interval = interval
+        self.sent = 0
+        """Bytes sent so far."""
+        self.error: OSError | None = None
+        """What ended it early: the server closed (BrokenPipeError, ConnectionResetError) or reads no more."""
+        self._stop = threading.Event()
+
+    def _begin(self) -> None:
+        if self.connection.family != getattr(socket, "AF_UNIX", None):
+            # Nagle's algorithm would hold a byte back until the one before it is acknowledged (RFC 896).
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._thread = threading.Thread(target=self._trickle, name="Trickle", daemon=True)
+        self._thread.start()
+
+    def _trickle(self) -> None:
+        try:
+            for byte in self.data:
+                self.connection.send(bytes([byte]))
+                self.sent += 1
+                if self._stop.wait(self.interval):
+                    return
+        except OSError as error:
+            self.error = error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: types.TracebackType | None
+    ) -> None:
+        self._stop.set()
+        with contextlib.suppress(OSError):
+            # Ends a send() that waits for a server which does not read; the descriptor stays ours until it has ended.
+            self.connection.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self.connection.close()
+
+
+class _Candidate(NamedTuple):
+    family: int
+    kind: int
+    sockaddr: Any
+
+
+# Linux connects to 0.0.0.0 and ::, other systems do not.
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}  # noqa: S104 - compared with, not bound to
+
+
+def _candidates(address: Any) -> list[_Candidate]:
+    listener = getattr(address, "socket", None)
+    sockaddr: Any
+    if isinstance(listener, socket.socket):
+        sockaddr = listener.getsockname()
+        if isinstance(sockaddr, tuple):
+            sockaddr = (_reachable(sockaddr[0]), *sockaddr[1:])
+        return [_Candidate(listener.family, listener.type, sockaddr)]
+    if isinstance(address, str) and re.match(r"[a-z-]+:", address):
+        parsed = parse_address(address)
+        if parsed.type is None:
+            raise ValueError(f"{address!r} says nothing that a client could connect to")
+        family, kind, sockaddr = parsed.family, parsed.type, parsed.sockaddr
+    elif isinstance(address, tuple):
+        family, kind, sockaddr = socket.AF_UNSPEC, socket.SOCK_STREAM, address  # pyright: ignore[reportUnknownVariableType]
+    else:
+        family, kind, sockaddr = socket.AF_UNIX, socket.SOCK_STREAM, os.fspath(address)
+    if family == getattr(socket, "AF_UNIX", None):
+        return [_Candidate(family, kind, sockaddr)]
+    if len(sockaddr) == 4:
+        # An IPv6 address with its flow and zone, which a resolver would lose.
+        return [_Candidate(socket.AF_INET6, kind, sockaddr)]
+    found = socket.getaddrinfo(_reachable(sockaddr[0]), sockaddr[1], family, kind)
+    return [_Candidate(each[0], each[1], each[4]) for each in found]
+
+
+def _reachable(host: Any) -> Any:
+    return _LOOPBACK.get(host, host)
+
+
+def _exchange(client: socket.socket, data: bytes, timeout: float) -> bytes:
+    deadline = time.monotonic() + timeout
+    unsent = memoryview(data)
+    answer = bytearray()
+    client.setblocking(False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(client, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        while True:
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise TimeoutError(f"no end of the answer within {timeout} seconds, {len(answer)} bytes so far")
+            if ready[0][1] & selectors.EVENT_WRITE:
+                # To send and read in turns would deadlock once both directions' buffers are full.
+                try:
+                    unsent = unsent[client.send(unsent) :]
+                except (BrokenPipeError, ConnectionResetError):
+                    unsent = unsent[:0]
+                if not unsent:
+                    with contextlib.suppress(OSError):
+                        client.shutdown(socket.SHUT_WR)
+                    selector.modify(client, selectors.EVENT_READ)
+            if ready[0][1] & selectors.EVENT_READ:
+                chunk = client.recv(READ_SIZE)
+                if not chunk:
+                    return bytes(answer)
+                answer += chunk

@@ -1,0 +1,101 @@
+"""What holds for every test: it leaves nothing behind, and the log says nothing that the test did not expect.
+
+Against the stdlib (``under_test``) neither is asked for: there, hangs are ended instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+from log_watch import ExpectLog, Log
+from under_test import IS_STDLIB, LIMIT
+
+from sockserve import pytest_plugin
+from sockserve.testing import leaks
+
+pytest_plugins = ["pytester"]
+
+HANG_LIMIT = 30.0
+"""Seconds after which a test against the stdlib is ended in its main thread."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the plugin when sockserve is not installed, too."""
+    if not config.pluginmanager.has_plugin("sockserve"):
+        config.pluginmanager.register(pytest_plugin, "sockserve")
+    if IS_STDLIB:
+        # What a flaw left behind must not fail the next test as well.
+        for each in ("PytestUnhandledThreadExceptionWarning", "PytestUnraisableExceptionWarning"):
+            config.addinivalue_line("filterwarnings", f"ignore::pytest.{each}")
+
+
+@pytest.fixture
+def expect_log(request: pytest.FixtureRequest) -> Iterator[ExpectLog]:
+    """Claim log records of this process and its forked children: ``expect_log(logging.ERROR, "Boom").wait()``.
+
+    A record of WARNING or above that no expectation claims fails the test, and so does an expectation of which fewer
+    than ``at_least`` records came until the end.
+    """
+    logger = logging.getLogger("sockserve")
+    level = logger.level
+    log = Log()
+    logger.addHandler(log)
+    yield ExpectLog(log, logger)
+    logger.removeHandler(log)
+    logger.setLevel(level)
+    complaints = log.complaints()
+    log.file.close()
+    if complaints and not IS_STDLIB and not pytest_plugin.has_failed(request.node):
+        pytest.fail("\n".join(complaints), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind(
+    request: pytest.FixtureRequest,
+    expect_log: ExpectLog,  # noqa: ARG001 - its end comes after ours: what still ends may still log
+) -> Iterator[None]:
+    """Fail a test that leaves a thread, a descriptor or a child process behind."""
+    if IS_STDLIB:
+        with _ended_when_it_hangs():
+            yield
+        return
+    before = leaks.take_inventory()
+    yield
+    if not pytest_plugin.has_failed(request.node):
+        leaks.check_leaks(before, timeout=LIMIT)
+
+
+@contextlib.contextmanager
+def _ended_when_it_hangs() -> Iterator[None]:
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"the test hangs for {HANG_LIMIT} seconds")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, HANG_LIMIT, HANG_LIMIT)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Leave without waiting for what hangs in the stdlib: its threads are no daemons."""
+    if IS_STDLIB:
+        session.config.add_cleanup(lambda: _leave(exitstatus))
+
+
+def _leave(exitstatus: int) -> None:
+    for pid in leaks.child_processes():
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exitstatus)

@@ -1,0 +1,237 @@
+"""Ending connections: the peer gets the whole answer, and no peer makes it last."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+from under_test import LIMIT
+
+from sockserve.net import closing
+from sockserve.net.closing import LINGER_BYTES, cut, end_input, half_close
+
+
+class Pair(NamedTuple):
+    """Both ends of a connection."""
+
+    ours: socket.socket
+    theirs: socket.socket
+
+
+def tcp_pair() -> Pair:
+    """Connect two TCP sockets."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname(), LIMIT)
+        ours, _ = listener.accept()
+    return Pair(ours, theirs)
+
+
+def unix_pair() -> Pair:
+    """Connect two Unix sockets."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(LIMIT)
+    return Pair(ours, theirs)
+
+
+@pytest.fixture(params=[tcp_pair, unix_pair], ids=["tcp", "unix"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """A connection of either kind."""
+    made: Pair = request.param()
+    with made.ours, made.theirs:
+        yield made
+
+
+@pytest.fixture
+def tcp() -> Iterator[Pair]:
+    """A TCP connection."""
+    made = tcp_pair()
+    with made.ours, made.theirs:
+        yield made
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Make the longest wait of half_close() last so long that a test which waits for it fails."""
+    monkeypatch.setattr(closing, "LINGER_SECONDS", 10 * LIMIT)
+    return LIMIT
+
+
+def in_time(ours: socket.socket, seconds: float) -> bool:
+    """Say whether half_close() returns within so many seconds."""
+    thread = threading.Thread(target=half_close, args=(ours,), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+def read_all(theirs: socket.socket) -> bytes:
+    """Return what comes until end-of-file."""
+    received = b""
+    while chunk := theirs.recv(65536):
+        received += chunk
+    return received
+
+
+def test_without_unread_input_it_does_not_wait(pair: Pair, patience: float) -> None:
+    """A peer that keeps its half open costs nothing, and sees end-of-file."""
+    assert in_time(pair.ours, patience)
+    assert pair.theirs.recv(10) == b""
+
+
+def test_with_unread_input_it_waits_for_the_peer_to_close(pair: Pair, patience: float) -> None:
+    """A peer that sees the end and closes gets everything, and ends the wait."""
+    pair.theirs.sendall(bytes(1000))
+    pair.ours.sendall(b"answer")
+    thread = threading.Thread(target=half_close, args=(pair.ours,), daemon=True)
+    thread.start()
+    assert read_all(pair.theirs) == b"answer"
+    assert thread.is_alive()
+    pair.theirs.close()
+    thread.join(patience)
+    assert not thread.is_alive()
+
+
+def test_input_that_ended_already_ends_the_wait(pair: Pair, patience: float) -> None:
+    """A peer that has said all it had to say is not waited for."""
+    pair.theirs.sendall(bytes(1000))
+    pair.theirs.shutdown(socket.SHUT_WR)
+    assert in_time(pair.ours, patience)
+
+
+def test_it_does_not_take_an_upload(tcp: Pair, patience: float) -> None:
+    """A peer that goes on sending is cut off after ``LINGER_BYTES``, and little more is taken."""
+    thread = threading.Thread(target=half_close, args=(tcp.ours,), daemon=True)
+    tcp.theirs.sendall(bytes(1000))
+    thread.start()
+    sent = 0
+    tcp.theirs.settimeout(0.2)
+    try:
+        while True:
+            sent += tcp.theirs.send(bytes(65536))
+    except TimeoutError:
+        # Nobody takes what is in the buffers of the connection now.
+        pass
+    thread.join(patience)
+    assert not thread.is_alive()
+    tcp.ours.setblocking(False)
+    left = 0
+    while True:
+        try:
+            left += len(tcp.ours.recv(1 << 20))
+        except BlockingIOError:
+            break
+    assert 1000 + sent - left <= 2 * LINGER_BYTES
+
+
+def test_it_does_not_wait_for_ever(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that neither closes nor sends is left alone after ``LINGER_SECONDS``, and not before."""
+    monkeypatch.setattr(closing, "LINGER_SECONDS", 0.05)
+    pair.theirs.sendall(bytes(1000))
+    begun = time.monotonic()
+    assert in_time(pair.ours, LIMIT)
+    assert time.monotonic() - begun >= 0.05
+
+
+def test_a_trickle_does_not_prolong_it(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is one for the whole wait: a peer that always sends one byte more does not move it."""
+    monkeypatch.setattr(closing, "LINGER_SECONDS", 0.1)
+    ended = threading.Event()
+
+    def trickle() -> None:
+        while not ended.wait(0.005):
+            pair.theirs.send(b"x")
+
+    pair.theirs.sendall(bytes(1000))
+    trickler = threading.Thread(target=trickle)
+    trickler.start()
+    try:
+        assert in_time(pair.ours, LIMIT)
+    finally:
+        ended.set()
+        trickler.join()
+
+
+def test_a_connection_that_is_gone_is_no_error(pair: Pair) -> None:
+    """Neither a reset nor a socket that the handler closed is worth an exception."""
+    pair.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    pair.theirs.close()
+    for _ in range(2):
+        half_close(pair.ours)
+        end_input(pair.ours)
+        cut(pair.ours)
+        pair.ours.close()
+
+
+def test_a_socket_that_was_never_connected_is_no_error() -> None:
+    """ENOTCONN is none either."""
+    with socket.socket() as sock:
+        half_close(sock)
+        end_input(sock)
+        cut(sock)
+
+
+def test_a_connection_like_object_is_shut_down() -> None:
+    """What only has a socket's methods, as a test's stand-in, has its sending half shut down."""
+    calls = []
+
+    class Connection:
+        def shutdown(self, how: int) -> None:
+            calls.append(how)
+            raise OSError(errno.ENOTCONN, "not connected")
+
+    half_close(Connection())
+    assert calls == [socket.SHUT_WR]
+
+
+def test_end_of_input_wakes_a_reader_who_can_still_write(pair: Pair) -> None:
+    """A thread that waits for input sees end-of-file, and its answer arrives."""
+    received = []
+    reader = threading.Thread(target=lambda: received.append(pair.ours.recv(10)), daemon=True)
+    reader.start()
+    end_input(pair.ours)
+    reader.join(LIMIT)
+    assert received == [b""]
+    pair.ours.sendall(b"goodbye")
+    assert pair.theirs.recv(10) == b"goodbye"
+
+
+def test_a_cut_wakes_both_a_reader_and_a_writer(pair: Pair) -> None:
+    """A thread that waits for input sees end-of-file, one that waits to send an error; the descriptor stays valid."""
+    errors: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            pair.ours.sendall(bytes(100_000_000))
+        except OSError as error:
+            errors.append(error)
+
+    writer = threading.Thread(target=write, daemon=True)
+    reader = threading.Thread(target=pair.ours.recv, args=(10,), daemon=True)
+    for thread in (reader, writer):
+        thread.start()
+    cut(pair.ours)
+    for thread in (reader, writer):
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+    assert [type(error) for error in errors] == [BrokenPipeError]
+    assert pair.ours.fileno() >= 0
+
+
+@pytest.mark.parametrize("end", [end_input, cut])
+def test_datagram_sockets_are_left_alone(end: object) -> None:
+    """The socket of a datagram is the server's: other requests are answered on it. So is what is no socket."""
+    assert callable(end)
+    with socket.socket(type=socket.SOCK_DGRAM) as server, socket.socket(type=socket.SOCK_DGRAM) as client:
+        server.bind(("127.0.0.1", 0))
+        client.connect(server.getsockname())
+        server.connect(client.getsockname())
+        end(server)
+        client.send(b"hello")
+        server.settimeout(LIMIT)
+        assert server.recv(10) == b"hello"
+    end((b"hello", server))

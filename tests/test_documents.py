@@ -1,0 +1,126 @@
+"""What the documents say is so: their code runs, their tables are the code's, their links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import signal
+import socketserver
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from under_test import LIMIT
+
+import sockserve
+from sockserve import testing
+from sockserve.net import accept_errors
+
+ROOT = pathlib.Path(sockserve.__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+COMPATIBILITY = (ROOT / "docs/explanation/compatibility.md").read_text("utf-8")
+DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+
+
+@pytest.mark.parametrize("model", [None, "fork"])
+def test_the_program_in_the_readme_runs(model: str | None, tmp_path: pathlib.Path) -> None:
+    """As it stands there, run as a script and by the command, but for the place that it listens on."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (command,) = re.findall(r"^    sockserve (.*)$", README, re.MULTILINE)
+    path = f"unix:{tmp_path}/shout.sock"
+    places = {"tcp://127.0.0.1:9000": "tcp://127.0.0.1:0", "unix:/tmp/shout.sock": path}
+    for place, free in places.items():
+        assert place in code
+        assert place in command
+        code, command = code.replace(place, free), command.replace(place, free)
+    (tmp_path / "shout.py").write_text(code)
+    arguments = ["shout.py"] if model is None else ["-m", "sockserve", *command.split()]
+    assert model is None or ["--model", model] == arguments[-2:]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, *arguments], cwd=tmp_path, env=environment) as process:
+        try:
+            _wait_for(tmp_path / "shout.sock", process)
+            assert testing.ask(path, b"hello\nyou\n") == b"HELLO\nYOU\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(LIMIT) == 0
+        finally:
+            process.kill()
+
+
+def _wait_for(path: pathlib.Path, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(int(LIMIT / 0.01)):
+        try:
+            testing.connect(f"unix:{path}").close()
+        except OSError:
+            try:
+                process.wait(0.01)
+            except subprocess.TimeoutExpired:
+                continue
+        else:
+            return
+        break
+    raise TimeoutError(f"nobody listens on {path}")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: pathlib.Path) -> None:
+    """Every relative link names a file or a folder of the repository."""
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text("utf-8"))
+    missing = [target for target in targets if "://" not in target and not (document.parent / target).exists()]
+    assert not missing
+
+
+def test_the_table_of_accept_errors_is_the_codes() -> None:
+    """Each error has its row, with the verdict that the loop follows; there are no others."""
+    document = (ROOT / "docs/explanation/accept-errors.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(E\w+)` \| ([\w ]+?) \|", document, re.MULTILINE))
+    assert rows == {name: verdict.value for name, verdict in accept_errors._VERDICTS.items()}
+    assert {f"*{verdict.value}*: " for verdict in accept_errors.Verdict} <= set(re.findall(r"\*[\w ]+\*: ", document))
+
+
+def _changed_defaults() -> set[str]:
+    changed = set()
+    for name in socketserver.__all__:
+        theirs: Any = getattr(socketserver, name)
+        ours: Any = getattr(sockserve, name)
+        for attribute in dir(theirs):
+            before, now = getattr(theirs, attribute), getattr(ours, attribute, None)
+            if not attribute.startswith("__") and not callable(before) and before != now:
+                changed.add(attribute)
+    return changed
+
+
+def test_every_changed_default_is_in_the_table() -> None:
+    """An attribute that has another value than in the standard library is in the compatibility table."""
+    changed = _changed_defaults()
+    assert {"allow_reuse_address", "request_queue_size", "max_packet_size"} <= changed
+    rows = [line for line in COMPATIBILITY.splitlines() if line.startswith("| ")]
+    assert not {name for name in changed if not any(f"`{name}`" in row.split("|")[2] for row in rows)}
+
+
+def test_every_new_name_is_in_the_document() -> None:
+    """What a subclass could collide with, a public name that the standard library's class lacks, is listed."""
+    new = {
+        attribute
+        for name in socketserver.__all__
+        for attribute in dir(getattr(sockserve, name))
+        if not attribute.startswith("_") and not hasattr(getattr(socketserver, name), attribute)
+    }
+    assert not {name for name in new if not re.search(rf"`{name}[`(]", COMPATIBILITY)}
+
+
+def test_every_repaired_flaw_is_in_the_table() -> None:
+    """Each test of a flaw is named in a row, and each row names tests that exist."""
+    sources = [path.read_text("utf-8") for path in (ROOT / "tests").glob("test_flaws_*.py")]
+    tested = {flaw for source in sources for flaw in re.findall(r"def test_([A-Z]\d+b?)_", source)}
+    # Cured in the standard library too, and tested to stay so.
+    tested -= {"L15", "L16", "T1", "H5"}
+    listed = {
+        flaw
+        for line in COMPATIBILITY.splitlines()
+        if line.startswith("| ")
+        for flaw in re.findall(r"\b[LTFHS]\d+b?\b", line.split("|")[1])
+    } | set(re.findall(r"\(([LTFHS]\d+)\)", COMPATIBILITY))
+    assert listed == tested

@@ -1,0 +1,429 @@
+"""The drop-in: other programs get sockserve for socketserver, or are told why not, and cannot tell it otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+
+import pytest
+import typing_extensions
+from under_test import LIMIT
+
+import sockserve
+
+PACKAGE = pathlib.Path(sockserve.__file__).parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+
+# All that a program can see of how it was started.
+PROBE = """\
+import json, os, sys
+print(json.dumps({
+    "main": {name: str(value) for name, value in sorted(vars().items()) if name not in ("json", "os", "sys")},
+    "argv": sys.argv, "orig_argv": sys.orig_argv, "path": sys.path, "flags": str(sys.flags), "xoptions": sys._xoptions,
+    "warnings": sys.warnoptions, "environment": dict(os.environ), "parent": os.getppid(),
+}))
+sys.exit(3)
+"""
+# Prints who supplies socketserver in this process and in one that it starts.
+SUPPLIERS = """\
+import socketserver, subprocess, sys
+print(socketserver.TCPServer.__module__, flush=True)
+if sys.argv[1:]:
+    subprocess.run([sys.executable, sys.argv[0], *sys.argv[2:]], check=True)
+"""
+
+
+def python(
+    *arguments: str | os.PathLike[str], text: str = "", environment: dict[str, str] = ENVIRONMENT
+) -> subprocess.CompletedProcess[str]:
+    """What came of a Python with these arguments, and with this text as its input."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        input=text,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=3 * LIMIT,
+        check=False,
+    )
+
+
+def succeed(code: str) -> str:
+    """The output of a fresh Python that runs the code to its end."""
+    run = python("-c", code)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.fixture
+def copy(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A directory with a copy of the package in it, for changes; the current directory meanwhile."""
+    shutil.copytree(PACKAGE, tmp_path / "sockserve", ignore=shutil.ignore_patterns("__pycache__"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        yield tmp_path
+
+
+# in a program
+
+
+def test_every_name_is_replaced_and_none_is_lost() -> None:
+    """All public names and the private ones that programs use are sockserve's; __all__ says so; the rest stays."""
+    print_names = "import json; print(json.dumps([socketserver.__all__, list(vars(socketserver))]))"
+    before = json.loads(succeed(f"import socketserver; {print_names}"))
+    code = f"""
+import socketserver
+import sockserve.dropin
+sockserve.dropin.install()
+{print_names}
+for name in {{*socketserver.__all__, "_SocketWriter", "_ServerSelector"}}:
+    assert getattr(socketserver, name) is getattr(sockserve, name), name
+"""
+    public, names = json.loads(succeed(code))
+    forking_unix = ["ForkingUnixStreamServer", "ForkingUnixDatagramServer"]
+    assert public[: len(before[0])] == before[0]
+    assert set(public) == {*before[0], *(name for name in forking_unix if hasattr(sockserve, name))}
+    assert set(names) == {*before[1], *public}
+
+
+def test_a_module_that_imported_socketserver_earlier_has_the_new_classes() -> None:
+    """The module object stays the same one."""
+    succeed("""
+import socketserver as early
+import sockserve.dropin
+sockserve.dropin.install()
+import socketserver, http.server
+assert socketserver is early
+assert issubclass(http.server.HTTPServer, sockserve.TCPServer)
+""")
+
+
+def test_install_twice_is_install_once() -> None:
+    """The second call does nothing, be the classes used by then or not; is_installed() tells."""
+    succeed("""
+import socketserver
+from sockserve import dropin
+assert not dropin.is_installed()
+dropin.install()
+assert dropin.is_installed()
+import http.server
+names = dict(vars(socketserver))
+dropin.install()
+assert dict(vars(socketserver)) == names
+""")
+
+
+def test_a_module_that_was_reloaded_can_be_replaced_again() -> None:
+    """What counts is what socketserver has now."""
+    succeed("""
+import importlib, socketserver
+from sockserve import dropin
+dropin.install()
+importlib.reload(socketserver)
+assert not dropin.is_installed()
+dropin.install()
+assert dropin.is_installed()
+""")
+
+
+@pytest.mark.parametrize(
+    ("use", "users"),
+    [
+        ("import logging.config, http.server, xmlrpc.server", "http.server, logging.config, xmlrpc.server"),
+        ("from socketserver import ThreadingMixIn as Mixin", "__main__"),
+        ("import socketserver\nclass Handler(socketserver.StreamRequestHandler): pass", "__main__"),
+        ("import http.server\nclass S(http.server.HTTPServer): __module__ = 'mine'", "http.server, mine"),
+    ],
+    ids=["modules", "from-import", "subclass", "subclass of a subclass"],
+)
+def test_classes_in_use_are_not_replaced(use: str, users: str) -> None:
+    """The error names the modules, sorted, and what to do; socketserver is as it was."""
+    message = succeed(f"""{use}
+import sys, sockserve.dropin
+before = dict(vars(sys.modules["socketserver"]))
+try:
+    sockserve.dropin.install()
+except sockserve.DropInError as error:
+    print(error)
+assert dict(vars(sys.modules["socketserver"])) == before
+assert not sockserve.dropin.is_installed()
+""")
+    assert f"are already used by {users}. Call sockserve.dropin.install() before" in message
+
+
+def test_a_name_that_sockserve_lacks_is_an_error() -> None:
+    """A socketserver with a class that nobody here knows is left alone."""
+    message = succeed("""
+import socketserver, sockserve.dropin
+socketserver.__all__.append("TelepathicServer")
+before = dict(vars(socketserver))
+try:
+    sockserve.dropin.install()
+except sockserve.DropInError as error:
+    print(error)
+assert dict(vars(socketserver)) == before
+""")
+    assert "sockserve has no TelepathicServer" in message
+
+
+def test_looking_for_users_loads_nothing() -> None:
+    """A module that is to be loaded on first use is not loaded by install()."""
+    succeed("""
+import importlib.util, sys
+import sockserve.dropin
+spec = importlib.util.find_spec("colorsys")
+spec.loader = importlib.util.LazyLoader(spec.loader)
+lazy = sys.modules["colorsys"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lazy)
+sys.modules["not.a.module"] = 1
+sockserve.dropin.install()
+assert "rgb_to_hsv" not in object.__getattribute__(lazy, "__dict__")
+""")
+
+
+def test_what_is_patched_through_socketserver_is_what_runs() -> None:
+    """mock.patch("socketserver.threading.Thread"), as test suites write it, replaces the thread of a request."""
+    succeed("""
+import sockserve.dropin
+sockserve.dropin.install()
+import socket, socketserver, threading
+from unittest import mock
+
+class Observed(threading.Thread):
+    started = 0
+    def start(self):
+        Observed.started += 1
+        super().start()
+
+with (
+    mock.patch("socketserver.threading.Thread", Observed),
+    socketserver.ThreadingTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server,
+    socket.create_connection(server.server_address),
+):
+    server.handle_request()
+assert Observed.started == 1
+""")
+
+
+def test_sockserve_does_not_import_what_it_replaces() -> None:
+    """Neither socketserver nor anything that subclasses its classes comes along: install() would refuse."""
+    added = succeed("""
+import sys
+before = set(sys.modules)
+import sockserve, sockserve.dropin
+print(*(set(sys.modules) - before))
+""").split()
+    assert "sockserve.dropin" in added
+    assert not {"socketserver", "http.server", "xmlrpc.server", "logging.config", "wsgiref.simple_server"} & set(added)
+
+
+# around a program
+
+
+@pytest.fixture(params=["script", "-m", "-c", "directory", "zip", "stdin"])
+def program(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> tuple[list[str], str]:
+    """Each way to name a program to Python: the arguments, and the input."""
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    for name in ("__main__.py", "program.py"):
+        (directory / name).write_text(PROBE)
+    archive = tmp_path / "program.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(directory / "__main__.py", "__main__.py")
+    ways = {
+        "script": [str(directory / "program.py")],
+        "-m": ["-m", "directory.program"],
+        "-c": ["-c", PROBE],
+        "directory": [str(directory)],
+        "zip": [str(archive)],
+        "stdin": ["-"],
+    }
+    return [*ways[request.param], "--children", "-h", "x y"], PROBE if request.param == "stdin" else ""
+
+
+def test_a_program_sees_what_python_would_have_shown_it(
+    program: tuple[list[str], str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its arguments, path, main module, flags, environment and exit status are those of a plain start."""
+    arguments, text = program
+    monkeypatch.chdir(tmp_path)
+    options = ["-X", "dev", "-W", "ignore"]
+    plain, ours = (python(*options, *extra, *arguments, text=text) for extra in ([], ["-m", "sockserve.dropin"]))
+    assert plain.returncode == 3, plain.stderr
+    assert ours.returncode == 3, ours.stderr
+    seen, expected = json.loads(ours.stdout), json.loads(plain.stdout)
+    for each in (seen, expected):
+        for name in ("__loader__", "__spec__"):  # Their text has an address in memory.
+            each["main"][name] = each["main"][name].partition(" object at ")[0]
+    assert seen == expected
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise SystemExit(7)",
+        "raise SystemExit('a message')",
+        "def f(): raise ValueError(1)\nf()",
+        "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGINT)",
+        "syntax error",
+    ],
+)
+def test_a_program_ends_as_it_would_under_python(code: str) -> None:
+    """Exit status, deadly signals and tracebacks are the same."""
+    plain, ours = python("-c", code), python("-m", "sockserve.dropin", "-c", code)
+    assert (ours.returncode, ours.stdout, ours.stderr) == (plain.returncode, plain.stdout, plain.stderr)
+    assert plain.returncode != 0
+
+
+@pytest.mark.parametrize("start", [["-um", "sockserve.dropin"], ["-u", "-msockserve.dropin"], ["-umsockserve.dropin"]])
+def test_options_of_python_stay_however_they_are_written(start: list[str]) -> None:
+    """An option in the same argument as -m is not lost with it."""
+    run = python(*start, "-c", "import sys, socketserver as s; print(sys.orig_argv[1:3], s.BaseServer.__module__)")
+    assert run.stdout.startswith("['-u', '-c'] sockserve"), run.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "suppliers"),
+    [([], ["sockserve", "socketserver", "socketserver"]), (["--children"], ["sockserve", "sockserve", "sockserve"])],
+    ids=["alone", "--children"],
+)
+def test_children_are_replaced_on_demand(options: list[str], suppliers: list[str], tmp_path: pathlib.Path) -> None:
+    """With --children a program's child and that one's child have sockserve too, else the program only."""
+    script = tmp_path / "program.py"
+    script.write_text(SUPPLIERS)
+    run = python("-m", "sockserve.dropin", *options, script, "child", "grandchild")
+    assert run.stdout.split() == suppliers, run.stderr
+
+
+def test_a_program_without_children_option_in_one_with_it(tmp_path: pathlib.Path) -> None:
+    """The inner one takes back only its own part of PYTHONPATH."""
+    script = tmp_path / "program.py"
+    script.write_text(SUPPLIERS)
+    inner = f"""
+import subprocess, sys
+subprocess.run([sys.executable, "-m", "sockserve.dropin", {str(script)!r}, "child"], check=True)
+"""
+    run = python("-m", "sockserve.dropin", "--children", "-c", inner)
+    assert run.stdout.split() == ["sockserve", "sockserve"], run.stderr
+
+
+def test_children_find_the_sockserve_that_their_parent_found(copy: pathlib.Path) -> None:
+    """It need not be installed, nor on the path of the child, nor does it get there."""
+    child = "import sys, sockserve; print(sockserve.__file__, sys.path)"
+    code = f"import os, subprocess, sys; os.chdir('/'); subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = python("-m", "sockserve.dropin", "--children", "-c", code, environment=environment)
+    assert run.stdout.startswith(str(copy / "sockserve" / "__init__.py")), run.stderr
+    assert str(copy) not in run.stdout.partition(" ")[2]
+
+
+def test_the_sitecustomize_of_the_machine_runs_too(tmp_path: pathlib.Path) -> None:
+    """What the drop-in's own shadows is imported after it, under its name; of ours nothing is left to see."""
+    (tmp_path / "sitecustomize.py").write_text("import http.server")
+    environment = {**ENVIRONMENT, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PACKAGE.parent}"}
+    code = """
+import sys, sitecustomize
+print(sitecustomize.__file__, sitecustomize.http.server.HTTPServer.__base__.__module__)
+assert not any("dropin_startup" in entry for entry in sys.path)
+"""
+    run = python("-m", "sockserve.dropin", "-c", code, environment=environment)
+    assert run.stdout.split() == [str(tmp_path / "sitecustomize.py"), "sockserve"], run.stderr
+
+
+def test_an_error_in_the_sitecustomize_of_the_machine_is_reported_as_ever(tmp_path: pathlib.Path) -> None:
+    """Python says what is wrong with it and goes on, with the drop-in in force."""
+    (tmp_path / "sitecustomize.py").write_text("import no_such_module")
+    environment = {**ENVIRONMENT, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PACKAGE.parent}"}
+    code = "import socketserver; print(socketserver.BaseServer.__module__)"
+    plain, run = (python(*extra, "-c", code, environment=environment) for extra in ([], ["-m", "sockserve.dropin"]))
+    assert (plain.stdout, run.stdout) == ("socketserver\n", "sockserve\n")
+    assert "no_such_module" in plain.stderr
+    # Once for the Python that only prepares the start, once for the program's.
+    assert run.stderr == 2 * plain.stderr
+
+
+def test_a_program_does_not_run_if_the_drop_in_cannot_work(copy: pathlib.Path) -> None:
+    """Status 1 and a line that says why, where socketserver's classes are in use when the program is to start."""
+    with (copy / "sockserve" / "__init__.py").open("a") as file:
+        file.write('\nimport sys\nif "sockserve.dropin" not in sys.orig_argv:\n    import http.server\n')
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = python("-m", "sockserve.dropin", "-c", "print('ran')", environment=environment)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("sockserve.dropin: DropInError: cannot replace socketserver")
+    assert run.stderr.count("\n") == 1
+
+
+def test_a_child_runs_even_if_the_drop_in_cannot_work(copy: pathlib.Path) -> None:
+    """Python reports why; a child may be a program for which nobody meant the drop-in."""
+    with (copy / "sockserve" / "__init__.py").open("a") as file:
+        file.write('\nimport sys\nif "the child" in sys.orig_argv:\n    import http.server\n')
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(\"ran\")', 'the child'], check=True)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = python("-m", "sockserve.dropin", "--children", "-c", code, environment=environment)
+    assert (run.returncode, run.stdout) == (0, "ran\n")
+    assert "DropInError: cannot replace socketserver" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "complaint"),
+    [
+        ([], [], "name a program to run"),
+        ([], ["--children"], "name a program to run"),
+        ([], ["--child", "x.py"], "unrecognized arguments: --child"),
+        ([], ["-x", "x.py"], "unrecognized option: -x"),
+        (["-E"], ["x.py"], "does not work under python -E, -I or -S"),
+        (["-S"], ["x.py"], "does not work under python -E, -I or -S"),
+    ],
+)
+def test_wrong_usage_exits_with_2(
+    before: list[str], after: list[str], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says what is wrong, after a line with the usage."""
+    # -E hides what is on PYTHONPATH, -S what is installed.
+    monkeypatch.chdir(PACKAGE.parent)
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.path.dirname(typing_extensions.__file__)}
+    run = python(*before, "-m", "sockserve.dropin", *after, environment=environment)
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.startswith("usage: python -m sockserve.dropin [-h] [--children] (-m MODULE")
+    assert complaint in run.stderr
+
+
+def test_help_shows_examples_that_are_commands() -> None:
+    """-h and --help print to stdout; each example names this program and one to run."""
+    short, long = (python("-m", "sockserve.dropin", option) for option in ("-h", "--help"))
+    assert (short.returncode, short.stdout) == (long.returncode, long.stdout) == (0, short.stdout)
+    examples = [line.split() for line in long.stdout.partition("examples:")[2].splitlines() if line]
+    assert len(examples) >= 3
+    for words in examples:
+        assert words[0] == "python"
+        assert "sockserve.dropin" in words[:-1]
+
+
+def test_the_web_server_of_the_standard_library_answers(tmp_path: pathlib.Path) -> None:
+    """Run by the drop-in, http.server serves a file, and ends at Ctrl-C as it always did."""
+    (tmp_path / "greeting.txt").write_text("hello")
+    command = ["-um", "sockserve.dropin", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", tmp_path]
+    with subprocess.Popen(
+        [sys.executable, *command], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            port = process.stdout.readline().split()[5]
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/greeting.txt", timeout=LIMIT) as answer:
+                assert answer.read() == b"hello"
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=LIMIT)
+        finally:
+            process.kill()
+    assert process.returncode == 0, errors
+    assert "Keyboard interrupt received" in output
+    assert "GET /greeting.txt" in errors

@@ -1,0 +1,358 @@
+"""What happens at the worst moment: a stop, a close, a drain at each single step of something else."""
+
+from __future__ import annotations
+
+import collections
+import errno
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from log_watch import ExpectLog
+from stepping import Step, steps
+from under_test import LIMIT
+from waiting import is_asleep, wait_until
+
+import sockserve
+from sockserve.core.active_requests import table_of
+from sockserve.core.lifecycle import Lifecycle
+from sockserve.core.loop import Loop
+from sockserve.core.request_life import take
+from sockserve.net.accept_errors import Verdict
+from sockserve.testing import call_within
+
+LOOPBACK = ("127.0.0.1", 0)
+
+
+class Idle(sockserve.BaseRequestHandler):
+    """Answers nothing."""
+
+
+class Tally(sockserve.Observer):
+    """Counts without a lock, so that it may be called at any step."""
+
+    def __init__(self) -> None:
+        self.events: collections.Counter[str] = collections.Counter()
+
+    def on_accept(self, server: Any, request: Any) -> None:
+        """Count."""
+        self.events["accept"] += 1
+
+    def on_shutdown(self, server: Any, request: Any) -> None:
+        """Count."""
+        self.events["shutdown"] += 1
+
+
+class Background(threading.Thread):
+    """Calls something in another thread; keeps what kind of error that raised."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self.call = call
+        self.error: type[BaseException] | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Call."""
+        try:
+            self.call()
+        except BaseException as error:
+            # Not the error itself: its traceback would keep open what the frames that it went through hold.
+            self.error = type(error)
+
+    def settle(self) -> None:
+        """Return when it has ended or waits for somebody else."""
+        wait_until(lambda: not self.is_alive() or self.is_asleep())
+
+    def end(self, step: Step) -> None:
+        """Return when it has ended."""
+        self.join(LIMIT)
+        assert not self.is_alive(), f"hangs after {step}"
+
+    def is_asleep(self) -> bool:
+        """Say whether it waits for somebody else."""
+        return is_asleep(sys._current_frames().get(self.ident or 0))
+
+
+# the start and the end of a loop
+
+
+def test_a_stop_from_another_thread_is_heard_at_any_step() -> None:
+    """Of the loop's start, its first wait and its end; and ``shutdown()`` always returns."""
+    for step in steps("line"):
+        with sockserve.TCPServer(LOOPBACK, Idle) as server:
+            stops: list[Background] = []
+
+            def stop() -> None:
+                stops.append(Background(server.shutdown))  # noqa: B023
+                stops[-1].settle()  # noqa: B023
+
+            serving = Background(lambda: step.run(server.serve_forever, stop))  # noqa: B023
+            serving.settle()
+            server.shutdown()
+            serving.end(step)
+            for each in stops:
+                each.end(step)
+            assert serving.error is None, step
+
+
+def test_a_stop_from_a_signal_handler_is_heard_at_any_step() -> None:
+    """There ``shutdown()`` cannot wait, and does not."""
+    for step in steps("line"):
+        with sockserve.TCPServer(LOOPBACK, Idle) as server:
+            serving = Background(lambda: step.run(server.serve_forever, server.shutdown))  # noqa: B023
+            wait_until(lambda: step.reached or serving.is_asleep())  # noqa: B023
+            if not step.reached:
+                server.shutdown()
+            serving.end(step)
+            assert serving.error is None, step
+
+
+def test_no_stop_falls_between_two_looks() -> None:
+    """A loop that begins at any instruction of ``shutdown()`` sees that it is to end."""
+
+    class Stay:
+        def __init__(self) -> None:
+            self.stop_requested = False
+            self.loop = Loop()
+
+    for step in steps():
+        lifecycle, stay = Lifecycle(), Stay()
+        with stay.loop:
+            step.run(lambda: lifecycle.stop(0), lambda: lifecycle.begin(stay))  # type: ignore[arg-type]  # noqa: B023
+            assert stay.stop_requested or not step.reached, step
+
+
+def test_a_close_at_any_step_of_a_loop_ends_it(expect_log: ExpectLog) -> None:
+    """With no other error than that the server is closed, if it was before the loop began."""
+    expect_log(logging.WARNING, "came before shutdown")
+    for step in steps("line"):
+        server = sockserve.TCPServer(LOOPBACK, Idle)
+        serving = Background(lambda: step.run(server.serve_forever, lambda: call_within(LIMIT, server.server_close)))  # noqa: B023
+        serving.settle()
+        if not step.reached:
+            server.shutdown()
+        serving.end(step)
+        assert serving.error in (None, sockserve.ServerClosedError), step
+        server.server_close()
+
+
+def test_a_loop_that_begins_at_any_step_of_a_close_ends(expect_log: ExpectLog) -> None:
+    """It may be too late for it to begin, but not too early for it to be told."""
+    expect_log(logging.WARNING, "came before shutdown", at_least=0)
+    for step in steps():
+        server = sockserve.TCPServer(LOOPBACK, Idle)
+        serving: list[Background] = []
+
+        def serve() -> None:
+            serving.append(Background(server.serve_forever))  # noqa: B023
+            serving[-1].settle()  # noqa: B023
+
+        step.run(server.server_close, serve)
+        for each in serving:
+            each.end(step)
+            assert each.error in (None, sockserve.ServerClosedError), step
+
+
+# pauses
+
+
+@pytest.mark.parametrize("timeout", [0.0, None], ids=["back off", "none"])
+def test_no_pause_is_missed(expect_log: ExpectLog, timeout: float | None) -> None:
+    """A suspension at any step of the loop's preparations to wait: whoever waits for the pause is told of it."""
+    expect_log(logging.WARNING, "accepting pauses", at_least=0)
+    for step in steps():
+        with sockserve.TCPServer(LOOPBACK, Idle) as server, Loop() as loop:
+            server.attach(loop)
+            loop.wake()
+            loop._turn()
+            # As seen by others: the loop runs, in a thread that is not theirs.
+            loop.thread = -1
+            acceptor: Any = server._serving_lifecycle.acceptor
+            if timeout is not None:
+                acceptor.failed(OSError(errno.EMFILE, os.strerror(errno.EMFILE)), Verdict.BACK_OFF)
+            changes: list[Any] = []
+
+            def suspend() -> None:
+                server.suspend()
+                change = table_of(server).next_change()
+                if not server._serving_lifecycle.has_paused():
+                    changes.append(change)  # noqa: B023
+
+            step.run(acceptor.before_wait, suspend)
+            acceptor.before_wait()
+            for change in changes:
+                assert change.is_set(), step
+            loop.thread = None
+
+
+# a request's life
+
+
+class Kept(sockserve.ThreadingMixIn, sockserve.TCPServer):
+    """Leaves it to somebody else to serve its requests."""
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Do nothing with it here."""
+
+
+def test_an_executor_that_is_quicker_than_the_loop_counts_once() -> None:
+    """Another thread serves the request whole, at any step of the loop's end of it."""
+    for step in steps():
+        with Kept(LOOPBACK, Idle) as server:
+            tally = Tally()
+            server.observers = (tally,)
+            ours, peer = socket.socketpair()
+            with ours, peer:
+                workers: list[Background] = []
+
+                def serve() -> None:
+                    # From the moment when process_request() could have handed it over.
+                    if any(live.state in ("verify", "kept") for live in table_of(server).all()):
+                        workers.append(Background(lambda: server.process_request_thread(ours, "peer")))  # noqa: B023
+                        workers[-1].settle()  # noqa: B023
+
+                step.run(lambda: take(server, ours, "peer"), serve)  # noqa: B023
+                for worker in workers:
+                    worker.end(step)
+                    assert worker.error is None, step
+                if not workers:
+                    server.process_request_thread(ours, "peer")
+                assert tally.events == {"accept": 1, "shutdown": 1}, step
+                assert server.active_requests == (), step
+
+
+def test_whoever_waits_for_idleness_misses_no_end() -> None:
+    """A request that ends at any step of ``wait_idle()`` ends the wait."""
+    for step in steps():
+        with sockserve.TCPServer(LOOPBACK, Idle) as server:
+            table = table_of(server)
+            live = table.add(object(), "peer")
+            waiting = Background(lambda: step.run(server.wait_idle, lambda: table.discard(live)))  # noqa: B023
+            waiting.settle()
+            table.discard(live)
+            waiting.end(step)
+
+
+@pytest.mark.parametrize("verb", ["drain", "wait_idle", "shutdown", "suspend"])
+def test_a_signal_handler_may_use_any_verb_at_any_step_of_a_request(verb: str) -> None:
+    """It waits neither for the request that it interrupted nor for a lock, and does that one no harm."""
+
+    class Answer(sockserve.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"answer")
+
+    counters = sockserve.Counters()
+    accepted = 0
+    for step in steps("line"):
+        with sockserve.TCPServer(LOOPBACK, Answer) as server:
+            server.observers = (counters,)
+            with socket.create_connection(server.server_address, LIMIT) as client:
+                results: list[Any] = []
+                serving = Background(
+                    lambda: step.run(server.handle_request, lambda: results.append(getattr(server, verb)()))  # noqa: B023
+                )
+                serving.end(step)
+                accepted += 1
+                assert serving.error is None, step
+                assert client.recv(100) == b"answer", step
+                if verb == "drain":
+                    assert results in ([], [(0, 0)]), step
+                elif verb == "wait_idle":
+                    assert results in ([], [True]), step
+    assert counters.accepted == counters.handled == accepted
+    assert counters.active == 0
+
+
+def test_a_drain_from_another_thread_is_right_at_any_step_of_a_request() -> None:
+    """It is over when the request is, counts it at most once, and never as cut."""
+
+    class Answer(sockserve.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"answer")
+
+    for step in steps("line"):
+        with sockserve.TCPServer(LOOPBACK, Answer) as server:
+            drained: list[sockserve.Drained] = []
+            drains: list[Background] = []
+
+            def drain() -> None:
+                drains.append(Background(lambda: drained.append(server.drain())))  # noqa: B023
+                drains[-1].settle()  # noqa: B023
+
+            with socket.create_connection(server.server_address, LIMIT) as client:
+                serving = Background(lambda: step.run(server.handle_request, drain))  # noqa: B023
+                serving.end(step)
+                for each in drains:
+                    each.end(step)
+                assert client.recv(100) == b"answer", step
+            assert drained in ([], [(0, 0)], [(1, 0)]), step
+            assert server.active_requests == (), step
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket.socket:ResourceWarning")
+def test_an_exception_of_a_signal_handler_costs_that_request_at_most() -> None:
+    """KeyboardInterrupt at any step of the loop's work on a request leaves nobody whom ``server_close()`` cannot end.
+
+    Where the system's accept() has just returned the connection is closed by its last reference.
+    """
+
+    class Wait(sockserve.BaseRequestHandler[Any, socket.socket]):
+        def handle(self) -> None:
+            self.request.recv(1)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    for step in steps("line"):
+        server = sockserve.ThreadingTCPServer(LOOPBACK, Wait)
+        with socket.create_connection(server.server_address, LIMIT) as client:
+            serving = Background(lambda: step.run(server.handle_request, interrupt))  # noqa: B023
+            serving.end(step)
+            assert serving.error in (None, KeyboardInterrupt), step
+            client.shutdown(socket.SHUT_WR)
+            call_within(LIMIT, server.server_close)
+            try:
+                assert client.recv(1) == b"", step
+            except ConnectionResetError:
+                pass
+            except TimeoutError:
+                pytest.fail(f"the client hangs after {step}")
+        assert server.wait_idle(LIMIT), step
+
+
+def test_a_worker_that_a_signal_tore_the_loop_from_is_still_waited_for(expect_log: ExpectLog) -> None:
+    """KeyboardInterrupt while the loop's thread waits for the new one to begin: the worker serves on, and is cut."""
+    expect_log(logging.WARNING, "cut .* in progress for")
+    begun = threading.Event()
+
+    class Wait(sockserve.BaseRequestHandler[Any, socket.socket]):
+        def handle(self) -> None:
+            begun.set()
+            self.request.recv(1)
+
+    class Torn(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            begun.wait(LIMIT)
+            raise KeyboardInterrupt
+
+    class Server(sockserve.ThreadingTCPServer):
+        drain_timeout = 0.05
+
+        def make_thread(self, target: Callable[[], object]) -> threading.Thread:
+            return Torn(target=target)
+
+    server = Server(LOOPBACK, Wait)
+    with socket.create_connection(server.server_address, LIMIT) as client:
+        with pytest.raises(KeyboardInterrupt):
+            server.handle_request()
+        assert len(server.active_requests) == 1
+        call_within(LIMIT, server.server_close)
+        assert client.recv(1) == b""
+    assert server.active_requests == ()

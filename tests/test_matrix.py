@@ -1,0 +1,152 @@
+"""Every kind of socket, every way to run a handler, every kind of handler, every way to run the loop: one test body."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import pathlib
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+from under_test import IS_STDLIB, LIMIT, S
+
+from sockserve.testing import ask, call_within, leak_guard, running
+
+CLIENTS = 24
+AT_ONCE = 8
+"""Clients that talk at the same time: fewer than a stdlib server's ``max_children``, more than one."""
+
+
+class Family(NamedTuple):
+    """A kind of socket: the server class to begin with, and where it is to be bound, given a directory."""
+
+    server: str
+    family: socket.AddressFamily
+    address: Callable[[pathlib.Path], Any]
+
+
+FAMILIES = {
+    "tcp4": Family("TCPServer", socket.AF_INET, lambda _: ("127.0.0.1", 0)),
+    "tcp6": Family("TCPServer", socket.AF_INET6, lambda _: ("::1", 0)),
+    "udp4": Family("UDPServer", socket.AF_INET, lambda _: ("127.0.0.1", 0)),
+    "udp6": Family("UDPServer", socket.AF_INET6, lambda _: ("::1", 0)),
+    "unix": Family("UnixStreamServer", socket.AF_UNIX, lambda directory: f"{directory}/s"),
+    "unix-abstract": Family("UnixStreamServer", socket.AF_UNIX, lambda directory: f"\0{directory}/s"),
+    "unix-dgram": Family("UnixDatagramServer", socket.AF_UNIX, lambda directory: f"{directory}/s"),
+}
+MODELS = {"inline": "", "thread": "ThreadingMixIn", "fork": "ForkingMixIn"}
+
+
+class Place(NamedTuple):
+    """Where code runs."""
+
+    process: int
+    thread: int
+
+
+def place_here() -> Place:
+    """Where the caller runs."""
+    return Place(os.getpid(), threading.get_ident())
+
+
+def answer(data: bytes) -> bytes:
+    """Where the handler runs, and what it was sent."""
+    return b"%d %d %b" % (*place_here(), data)
+
+
+class Plain(S.BaseRequestHandler):  # type: ignore[misc]
+    """Answers on the bare socket."""
+
+    def handle(self) -> None:
+        """Answer."""
+        if isinstance(self.request, tuple):
+            data, shared_socket = self.request
+            shared_socket.sendto(answer(data), self.client_address)
+        else:
+            self.request.sendall(answer(b"".join(iter(lambda: self.request.recv(1000), b""))))
+
+
+class StreamFiles(S.StreamRequestHandler):  # type: ignore[misc]
+    """Answers through the files of a stream."""
+
+    def handle(self) -> None:
+        """Answer."""
+        self.wfile.write(answer(self.rfile.read()))
+
+
+class DatagramFiles(S.DatagramRequestHandler):  # type: ignore[misc]
+    """Answers through the files of a datagram."""
+
+    def handle(self) -> None:
+        """Answer."""
+        self.wfile.write(answer(self.rfile.read()))
+
+
+def server_class(family: Family, model: str) -> Any:
+    """A server as users write one."""
+    base = getattr(S, family.server)
+    bases = (getattr(S, MODELS[model]), base) if MODELS[model] else (base,)
+
+    class Server(*bases):  # type: ignore[misc]
+        address_family = family.family
+        request_queue_size = CLIENTS
+        loop: Place
+
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            self.loop = place_here()
+            return bool(super().verify_request(request, client_address))
+
+    return Server
+
+
+@contextlib.contextmanager
+def taking_single_requests(server: Any) -> Any:
+    """Take as many requests as there are clients, with a loop of our own."""
+
+    def take() -> None:
+        for _ in range(CLIENTS):
+            server.handle_request()
+
+    with leak_guard(closes=[server.fileno()]):
+        loop = threading.Thread(target=take, daemon=True)
+        loop.start()
+        yield
+        call_within(LIMIT, loop.join)
+        call_within(LIMIT, server.server_close)
+
+
+@pytest.mark.parametrize("loop", [running, taking_single_requests], ids=["serve_forever", "handle_request"])
+@pytest.mark.parametrize("files", [False, True], ids=["plain", "files"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_client_gets_its_answer(
+    tmp_path: pathlib.Path, family: Family, model: str, files: bool, loop: Callable[[Any], Any]
+) -> None:
+    """Each of many clients is answered, from where the model says; then the server stops and nothing is left."""
+    server = server_class(family, model)(family.address(tmp_path), Plain)
+    is_stream = server.socket_type == socket.SOCK_STREAM
+    if files:
+        server.RequestHandlerClass = StreamFiles if is_stream else DatagramFiles
+    # A datagram of 8192 bytes is what the stdlib's servers take at most.
+    questions = [b"%d:" % number + os.urandom(50_000 if is_stream else 5_000) for number in range(CLIENTS)]
+    with loop(server), concurrent.futures.ThreadPoolExecutor(AT_ONCE) as clients:
+        answers = list(clients.map(lambda question: ask(server, question, timeout=LIMIT), questions))
+    places, echoes = [], []
+    for each in answers:
+        process, thread, echo = each.split(b" ", 2)
+        places.append(Place(int(process), int(thread)))
+        echoes.append(echo)
+    assert echoes == questions
+    if model == "inline":
+        assert set(places) == {server.loop}
+    elif model == "thread":
+        assert {place.process for place in places} == {server.loop.process}
+        assert server.loop.thread not in {place.thread for place in places}
+    else:
+        assert len({place.process for place in places} - {server.loop.process}) == CLIENTS
+    assert server.fileno() < 0
+    assert IS_STDLIB or list(tmp_path.iterdir()) == []

@@ -1,0 +1,78 @@
+"""Many thousand connections leave no thread, no descriptor, no child and no megabyte behind."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import socket
+from collections.abc import Iterator
+
+import pytest
+from remote import RemoteServer
+from remote_server import State
+from under_test import LIMIT
+from waiting import wait_until
+
+CONNECTIONS = 20_000
+PARTS = 5
+"""In which they come, each a test: forked children take their time on a busy machine."""
+
+CLIENTS = 4
+
+WARM_UP = 500
+"""Connections after which caches and allocators have what they will ever have."""
+
+LARGEST_GROWTH = 2**20
+"""Bytes: with 53 bytes lost in each connection a server is above it."""
+
+
+class Soak:
+    """A server that has been warmed up."""
+
+    def __init__(self, server: RemoteServer) -> None:
+        self.server = server
+        self.connections = 0
+        self._at_rest = server.state()
+        self.warm = self.talk(WARM_UP)
+
+    def talk(self, connections: int) -> State:
+        """Make so many connections, a few at a time; tell what the server holds when the last one is over."""
+        self.connections += connections
+        with concurrent.futures.ThreadPoolExecutor(CLIENTS) as clients:
+            for _ in clients.map(talk, [self.server.address] * CLIENTS, [connections // CLIENTS] * CLIENTS):
+                pass
+        # Who has answered the last client still has to end.
+        wait_until(lambda: held(self.server.state()) == held(self._at_rest))
+        return self.server.state()
+
+
+def held(state: State) -> tuple[int, ...]:
+    """What is to be the same whenever no request is in progress."""
+    return state.active, state.threads, state.descriptors, state.children
+
+
+def talk(address: tuple[str, int], count: int) -> None:
+    """Be one client after the other."""
+    for _ in range(count):
+        with socket.create_connection(address, LIMIT) as client:
+            client.sendall(b"hello\n")
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(100) == b"hello\n"
+            assert client.recv(100) == b""
+
+
+@pytest.fixture(scope="module", params=["inline", "thread", "fork"])
+def soak(request: pytest.FixtureRequest) -> Iterator[Soak]:
+    """One server for all parts."""
+    with RemoteServer(request.param) as server:
+        yield Soak(server)
+        server.stop()
+
+
+@pytest.mark.parametrize("part", range(1, PARTS + 1))
+def test_connections_leave_nothing_behind(soak: Soak, part: int) -> None:  # noqa: ARG001 - the parts are alike
+    """After the last one the process holds what it held after the first few hundred."""
+    now = soak.talk(CONNECTIONS // PARTS)
+    assert now.handled == now.accepted == soak.connections
+    assert now.objects - soak.warm.objects < 100
+    assert now.resident - soak.warm.resident < LARGEST_GROWTH
+    assert soak.server.errors() == ""

@@ -1,0 +1,43 @@
+"""Waiting for what nothing announces."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+from under_test import LIMIT
+
+__all__ = ["is_asleep", "is_joining", "wait_until"]
+
+SLEEPS = re.compile(r"\.(acquire|join|poll|select|wait)\(|with self\._\w+:")
+"""A line that waits for a lock, a thread, a descriptor or an event."""
+
+LOOK_AGAIN = 0.005
+"""Seconds between two looks."""
+
+
+def wait_until(condition: Callable[[], Any], limit: float = LIMIT) -> None:
+    """Return as soon as ``condition()`` is true; TimeoutError: it was not within ``limit`` seconds."""
+    deadline = time.monotonic() + limit
+    pause = threading.Event()
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {limit} seconds: {condition}")
+        pause.wait(LOOK_AGAIN)
+
+
+def is_asleep(frame: types.FrameType | None) -> bool:
+    """Say whether a frame is at a line that waits for somebody else."""
+    return frame is not None and SLEEPS.search(linecache.getline(frame.f_code.co_filename, frame.f_lineno)) is not None
+
+
+def is_joining(thread: threading.Thread) -> bool:
+    """Say whether a thread waits for the end of another one."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code.co_name in ("join", "_wait_for_tstate_lock")
