@@ -3,8 +3,9 @@
     python examples/echo_everywhere.py
     python examples/echo_everywhere.py --fork
 
-It binds every address or none, says where it listens, and on SIGTERM or Ctrl-C frees the ports, lets handlers that wait
-for input see its end, and returns when the last request has ended. The command line does the same for any handler:
+It binds every address or none, says where it listens, and on SIGTERM or Ctrl-C frees the ports, lets handlers that
+wait for input see its end, and returns when the last request has ended. The command line does the same for any
+handler:
 
     python -m sockserve echo:Echo tcp://127.0.0.1:9000 udp://127.0.0.1:9000
 """

@@ -3,61 +3,18 @@
 from __future__ import annotations
 
 import http.client
-import os
 import pathlib
 import re
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Self
 
 import pytest
+from example import EXAMPLES, Example, run
 from under_test import LIMIT
 
-import sockserve
 from sockserve import testing
 
-ROOT = pathlib.Path(sockserve.__file__).parent.parent
-EXAMPLES = ROOT / "examples"
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
-
-
-class Example:
-    """A running example; what it logs is read line by line."""
-
-    def __init__(self, name: str, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(EXAMPLES / name), *arguments],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def logged(self, pattern: str, count: int = 1) -> Iterator[str]:
-        """The group in each of the next ``count`` lines, all of which must match."""
-        assert self.process.stderr is not None
-        for _ in range(count):
-            line = self.process.stderr.readline()
-            found = re.search(pattern, line)
-            assert found is not None, line + self.process.stderr.read()
-            yield found[1]
-
-    def end(self, signum: int) -> str:
-        """The rest of its log, after it ended with status 0."""
-        self.process.send_signal(signum)
-        _, log = self.process.communicate(timeout=LIMIT)
-        assert self.process.returncode == 0, log
-        assert "Traceback" not in log
-        return log
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
@@ -66,7 +23,7 @@ class Example:
 def test_echo(kind: str, model: str, signum: int) -> None:
     """The echo handler answers over every kind of socket, in threads and in children."""
     with Example("echo.py", kind, model) as example:
-        (address,) = example.logged(r"serving on (.*)$")
+        address = example.says(r"serving on (.*)$")
         if kind.startswith("unix"):
             text = f"{kind}:{address}"
         else:
@@ -77,11 +34,8 @@ def test_echo(kind: str, model: str, signum: int) -> None:
 
 def test_echo_says_what_it_takes() -> None:
     """A wrong word is answered with the right ones."""
-    command = [sys.executable, str(EXAMPLES / "echo.py"), "tcp", "fibre"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("one of: tcp thread, tcp fork, ")
+    said = run(sys.executable, str(EXAMPLES / "echo.py"), "tcp", "fibre", status=1)
+    assert said.startswith("one of: tcp thread, tcp fork, ")
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
@@ -89,7 +43,7 @@ def test_echo_says_what_it_takes() -> None:
 def test_echo_everywhere(options: list[str], signum: int) -> None:
     """Four addresses are served at once, and the requests of all are counted."""
     with Example("echo_everywhere.py", *options) as example:
-        addresses = list(example.logged(r"listening on (.*)$", 4))
+        addresses = [example.address() for _ in range(4)]
         assert [testing.ask(address, b"hello") for address in addresses] == [b"hello"] * 4
         assert "4 handled, 0 failed" in example.end(signum)
 
@@ -98,7 +52,7 @@ def test_echo_everywhere(options: list[str], signum: int) -> None:
 def test_hello_http(signum: int) -> None:
     """A browser's ways work: two requests on one connection, HEAD, an old client, and what is refused."""
     with Example("hello_http.py", "tcp://127.0.0.1:0") as example:
-        (address,) = example.logged(r"listening on (.*)$")
+        address = example.address()
         client = http.client.HTTPConnection(address.removeprefix("tcp://"), timeout=LIMIT)
         for method, status, body in [
             ("GET", 200, b"Hello, world!\n"),
@@ -125,7 +79,10 @@ def test_hello_http(signum: int) -> None:
 
 
 def test_every_example_is_short_and_tested() -> None:
-    """Whoever adds an example adds its test, and it fits on a screen or so."""
-    names = {path.name for path in EXAMPLES.iterdir() if path.name != "__pycache__"}
-    assert names == {"echo.py", "echo_everywhere.py", "hello_http.py"}
-    assert all((EXAMPLES / name).read_text().count("\n") < 75 for name in names)
+    """Whoever adds an example adds its test; it fits on a screen or so, and hides no module from the others."""
+    names = {path.stem for path in EXAMPLES.iterdir() if path.name != "__pycache__"}
+    tests = "".join(path.read_text() for path in pathlib.Path(__file__).parent.glob("test_*.py"))
+    assert {"echo", "upper"} <= names
+    assert not {name for name in names if f'"{name}.py"' not in tests}
+    assert not names & sys.stdlib_module_names
+    assert all((EXAMPLES / f"{name}.py").read_text().count("\n") < 75 for name in names)
