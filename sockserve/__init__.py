@@ -9,6 +9,7 @@
 #   ready_made      the combinations
 #   run/            servers as a program: serve(), signals, the command line
 #   testing         tools for those who test their handlers
+#   client/         python -m sockserve.client, for people
 #
 # Public is what stands here; any other name may change.
 

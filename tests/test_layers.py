@@ -16,7 +16,7 @@ import sockserve
 HOUSE = pathlib.Path(sockserve.__file__).parent
 LAYERS = ("errors", "net", "core", "concurrency", "ready_made", "run", "testing", "pytest_plugin")
 # What people import or start stands on top of all layers, the last on the ones before it.
-FACES = ("", "dropin", "dropin_startup", "__main__")
+FACES = ("", "dropin", "dropin_startup", "client", "__main__")
 MODULES = {
     ".".join(("sockserve", *path.relative_to(HOUSE).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in HOUSE.rglob("*.py")

@@ -1,0 +1,185 @@
+"""A client for people: ``python -m sockserve.client ADDRESS`` sends what is typed and prints what comes back."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import ssl
+import sys
+import tempfile
+import threading
+from collections.abc import Generator, Iterable, Sequence
+
+from sockserve.client.streams import Conversation, Plain, Tls
+from sockserve.client.terminal import READ_SIZE, OutputClosedError, input_lines, write_out
+from sockserve.errors import AddressError
+from sockserve.net.address import ACCEPTED_FORMS, Address, parse_address
+from sockserve.net.listen import adopt
+from sockserve.testing.clients import connect
+
+__all__ = ["main", "read_arguments"]
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for a connection: a person has pressed Ctrl-C by then."""
+
+ANSWER_TIMEOUT = 2.0
+"""Seconds for the answer to a datagram: long for a network, short for a person."""
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C: 128 and the number of SIGINT, as a shell reports it."""
+
+EPILOG = f"""\
+Over a stream the input goes as it is, its end is told to the server (half-close), and the answer is printed until the
+server closes. Datagrams are lines: each line of the input is sent as one, without its line end, then one answer is
+waited for and printed.
+
+The exit status is 0; 1 if nobody answers or the connection breaks, 2 for arguments that make no sense, 130 after
+Ctrl-C.
+
+addresses:
+{ACCEPTED_FORMS}
+
+examples:
+  python -m sockserve.client tcp://127.0.0.1:9000 --line hello
+  python -m sockserve.client unix:/run/app.sock <request.json
+  python -m sockserve.client tcp://localhost:8443 --tls --cafile server.pem --line hello
+  python -m sockserve.client udp://127.0.0.1:514 --wait 0 --line "<13>something happened"
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the arguments say (None: those of this process) and return the exit status; 1 is explained on stderr.
+
+    Raises SystemExit: with status 2 for arguments that make no sense, with 0 after ``--help``.
+    """
+    options = read_arguments(argv)
+    trouble = "nobody answers at"
+    try:
+        with _open(options.address) as connection:
+            if connection.type == socket.SOCK_DGRAM:
+                _exchange_datagrams(
+                    connection, [options.line] if options.line is not None else input_lines(), options.wait
+                )
+            else:
+                layer = Plain() if options.tls is None else Tls(connection, options.tls, _host(options.address))
+                trouble = "lost the connection to"
+                Conversation(connection, layer, options.line).run()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OutputClosedError:
+        # Who reads our output has seen enough, as head(1) does.
+        return 0
+    except (OSError, AddressError) as error:
+        sys.stderr.write(f"sockserve.client: {trouble} {options.address}: {_reason(error)}\n")
+        return 1
+    return 0
+
+
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options and the address. Raises SystemExit as ``main()``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sockserve.client",
+        description="Send a line, or what is typed, to a server and print its answer.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("address", metavar="ADDRESS", help="where the server listens, in one of the forms below")
+    parser.add_argument("--line", metavar="TEXT", type=os.fsencode, help="send this line instead of the input")
+    parser.add_argument("--tls", action="store_true", help="speak TLS, and trust whom the system trusts")
+    parser.add_argument("--cafile", metavar="FILE", help="with --tls, trust the certificates in this PEM file instead")
+    parser.add_argument("--insecure", action="store_true", help="with --tls, trust anybody")
+    parser.add_argument(
+        "--wait",
+        metavar="S",
+        type=_seconds,
+        help=f"seconds to wait for the answer to a datagram (default: {ANSWER_TIMEOUT:g}; 0: expect none)",
+    )
+    options = parser.parse_args(argv)
+    try:
+        options.address = parse_address(options.address)
+    except AddressError as error:
+        parser.error(str(error))
+    if options.tls and options.address.type == socket.SOCK_DGRAM:
+        parser.error("--tls is for streams")
+    if (options.cafile or options.insecure) and not options.tls:
+        parser.error("--cafile and --insecure say whom --tls trusts")
+    if options.wait is not None and options.address.type == socket.SOCK_STREAM:
+        parser.error("--wait is for datagrams: a stream ends when the server closes")
+    options.wait = ANSWER_TIMEOUT if options.wait is None else options.wait
+    try:
+        options.tls = _context(options) if options.tls else None
+    except OSError as error:
+        parser.error(f"--cafile {options.cafile}: {_reason(error)}")
+    return options
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
+    return seconds
+
+
+def _context(options: argparse.Namespace) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=options.cafile)
+    if _host(options.address) is None or options.insecure:
+        # A socket without a host has no name that a certificate could be for.
+        context.check_hostname = False
+    if options.insecure:
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _host(address: Address) -> str | None:
+    return address.sockaddr[0].partition("%")[0] or "localhost" if isinstance(address.sockaddr, tuple) else None
+
+
+@contextlib.contextmanager
+def _open(address: Address) -> Generator[socket.socket]:
+    with contextlib.ExitStack() as last_first:
+        if isinstance(address.sockaddr, int):
+            connection = last_first.enter_context(adopt(address.sockaddr))
+            # ENOTCONN is told now.
+            connection.getpeername()
+        else:
+            connection = last_first.enter_context(connect(str(address), timeout=CONNECT_TIMEOUT))
+        if _needs_name(connection):
+            directory = last_first.enter_context(tempfile.TemporaryDirectory(prefix="sockserve-"))
+            connection.bind(f"{directory}/client")
+            # The server may run as another user. Who is not the server is refused: the socket is connected (unix(7)).
+            os.chmod(f"{directory}/client", 0o666)  # noqa: S103
+            os.chmod(directory, 0o711)  # noqa: S103
+        yield connection
+
+
+def _needs_name(connection: socket.socket) -> bool:
+    """Say whether it could not be answered as it is (unix(7))."""
+    is_unix = connection.family == getattr(socket, "AF_UNIX", None)
+    return is_unix and connection.type == socket.SOCK_DGRAM and not connection.getsockname()
+
+
+def _exchange_datagrams(connection: socket.socket, datagrams: Iterable[bytes], wait: float) -> None:
+    for datagram in datagrams:
+        connection.settimeout(CONNECT_TIMEOUT)
+        connection.send(datagram)
+        if wait:
+            connection.settimeout(wait)
+            try:
+                answer = connection.recv(READ_SIZE)
+            except TimeoutError:
+                raise TimeoutError(f"not within {wait:g} s") from None
+            write_out(answer if answer.endswith(b"\n") else answer + b"\n")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{error.verify_message} (see --cafile and --insecure)"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {(error.reason or str(error)).replace('_', ' ').lower()}"
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,173 @@
+"""A conversation over a stream, plain or TLS.
+
+Rule 1. Sending and receiving wait in one place, and whichever can go on goes on: a server that answers before it has
+read everything does not block us, nor we it.
+Rule 2. What comes from the server is printed at once, and nothing of it is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import ssl
+from typing import cast
+
+from sockserve.client.terminal import READ_SIZE, input_as_socket, write_out
+
+__all__ = ["HANDSHAKE_TIMEOUT", "Conversation", "Plain", "Tls"]
+
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds that a server may be silent in a TLS handshake: as long as one of ours waits for a client."""
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+
+
+class Plain:
+    """Bytes as they are."""
+
+    def encode(self, data: bytes) -> bytes:
+        """What to send for ``data``."""
+        return data
+
+    def end(self) -> bytes:
+        """What to send when there is no more."""
+        return b""
+
+    def decode(self, data: bytes | None) -> tuple[bytes, bool]:
+        """What the server said, and whether that was all. Empty bytes: it closed; None: nothing has come yet."""
+        return data or b"", data == b""
+
+
+class Tls(Plain):
+    """TLS over bytes in memory: so an end can be sent without reading what is just arriving (SSL_shutdown(3))."""
+
+    def __init__(self, connection: socket.socket, context: ssl.SSLContext, host: str | None) -> None:
+        self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._received, self._to_send, server_hostname=host)
+        connection.settimeout(HANDSHAKE_TIMEOUT)
+        while not self._shakes_hands(connection):
+            self._take(connection.recv(READ_SIZE))
+
+    def _shakes_hands(self, connection: socket.socket) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            connection.sendall(self._to_send.read())
+            return False
+        except ssl.SSLError:
+            with contextlib.suppress(OSError):
+                # Why we go.
+                connection.sendall(self._to_send.read())
+            raise
+        connection.sendall(self._to_send.read())
+        return True
+
+    def _take(self, data: bytes) -> None:
+        if data:
+            self._received.write(data)
+        else:
+            self._received.write_eof()
+
+    def encode(self, data: bytes) -> bytes:
+        """As ``Plain.encode()``."""
+        self._tls.write(data)
+        return self._to_send.read()
+
+    def end(self) -> bytes:
+        """As ``Plain.end()``: close_notify, after which TLS still reads (RFC 8446, 6.1)."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        return self._to_send.read()
+
+    def decode(self, data: bytes | None) -> tuple[bytes, bool]:
+        """As ``Plain.decode()``. Raises SSLEOFError if the server closed without saying that this was all."""
+        if data is not None:
+            self._take(data)
+        said = bytearray()
+        try:
+            while piece := self._tls.read(READ_SIZE):
+                said += piece
+        except ssl.SSLWantReadError:
+            return bytes(said), False
+        except ssl.SSLZeroReturnError:
+            pass
+        except ssl.SSLEOFError:
+            if said:
+                # First what there is: the descriptor stays readable, and tells the rest.
+                return bytes(said), False
+            raise
+        return bytes(said), True
+
+
+class Conversation:
+    """One stream connection, from the first byte of the input to the last of the answer."""
+
+    def __init__(self, connection: socket.socket, layer: Plain, line: bytes | None) -> None:
+        self._connection = connection
+        self._layer = layer
+        self._input = input_as_socket() if line is None else None
+        self._unsent = b"" if line is None else layer.encode(line + b"\n") + layer.end()
+
+    def run(self) -> None:
+        """Return when the server has closed. Raises OSError when the connection breaks."""
+        self._connection.setblocking(False)
+        has_ended = False
+        # What the server said together with the last of its handshake.
+        if self._decode(None):
+            return
+        with selectors.DefaultSelector() as selector, self._input or contextlib.nullcontext():
+            while True:
+                if not has_ended and self._input is None and not self._unsent:
+                    has_ended = True
+                    with contextlib.suppress(OSError):
+                        # ENOTCONN: the server was faster.
+                        self._connection.shutdown(socket.SHUT_WR)
+                _watch(selector, self._connection, READ | WRITE if self._unsent else READ)
+                if self._input is not None:
+                    _watch(selector, self._input, 0 if self._unsent else READ)
+                for key, events in selector.select():
+                    if key.fileobj is not self._connection:
+                        self._read_input(selector, cast("socket.socket", key.fileobj))
+                        continue
+                    if events & WRITE:
+                        self._send()
+                    if events & READ and self._receive():
+                        return
+
+    def _read_input(self, selector: selectors.BaseSelector, source: socket.socket) -> None:
+        data = source.recv(READ_SIZE)
+        if data:
+            self._unsent = self._layer.encode(data)
+        else:
+            self._unsent = self._layer.end()
+            selector.unregister(source)
+            self._input = None
+
+    def _send(self) -> None:
+        try:
+            self._unsent = self._unsent[self._connection.send(self._unsent) :]
+        except BlockingIOError:
+            pass
+        except ConnectionError:
+            # It reads no more. It may have answered all the same.
+            self._unsent = b""
+
+    def _receive(self) -> bool:
+        try:
+            data = self._connection.recv(READ_SIZE)
+        except BlockingIOError:
+            return False
+        return self._decode(data)
+
+    def _decode(self, data: bytes | None) -> bool:
+        said, is_all = self._layer.decode(data)
+        write_out(said)
+        return is_all
+
+
+def _watch(selector: selectors.BaseSelector, sock: socket.socket, events: int) -> None:
+    if sock in selector.get_map():
+        selector.unregister(sock)
+    if events:
+        selector.register(sock, events)
