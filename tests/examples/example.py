@@ -99,18 +99,24 @@ def flood(address: str, start: bytes, piece: bytes, size: int) -> tuple[bytes, i
     with testing.connect(address, timeout=LIMIT) as client, selectors.DefaultSelector() as selector:
         client.setblocking(False)
         selector.register(client, selectors.EVENT_READ | selectors.EVENT_WRITE)
-        with contextlib.suppress(ConnectionError):
-            while ready := selector.select(LIMIT):
+        while ready := selector.select(LIMIT):
+            try:
                 if ready[0][1] & selectors.EVENT_READ:
                     data = client.recv(65536)
                     if not data:
-                        return bytes(answer), sent
+                        break
                     answer += data
                 elif sent < size:
                     count = client.send(unsent)
                     sent += count
                     unsent = unsent[count:] or memoryview(piece)
                 else:
-                    return bytes(answer), sent
+                    break
+            except ConnectionError:
+                # What it answered before may still be there to be read.
+                with contextlib.suppress(ConnectionError):
+                    answer += client.recv(65536)
+                break
+        else:
             raise TimeoutError("the server neither takes nor answers nor closes")
     return bytes(answer), sent
