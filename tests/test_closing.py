@@ -7,10 +7,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
 from under_test import LIMIT
+from waiting import wait_until
 
 from sockserve.net import closing
 from sockserve.net.closing import LINGER_BYTES, cut, end_input, half_close
@@ -235,3 +237,23 @@ def test_datagram_sockets_are_left_alone(end: object) -> None:
         server.settimeout(LIMIT)
         assert server.recv(10) == b"hello"
     end((b"hello", server))
+
+
+@pytest.mark.parametrize("fault", [OSError(92, "Protocol not available"), TypeError("not such a socket")])
+def test_unread_input_is_noticed_on_kernels_and_sockets_that_do_not_tell_it_the_short_way(
+    tcp: Pair, patience: float, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """Linux before 4.12 has no SO_MEMINFO, and gevent's socket has another base."""
+
+    def refuse(_: object) -> int:
+        raise fault
+
+    monkeypatch.setattr(closing, "_family_of", refuse)
+    tcp.theirs.sendall(b"unread")
+    wait_until(lambda: tcp.ours.recv(1, socket.MSG_PEEK))
+    with ThreadPoolExecutor(1) as closer:
+        closed = closer.submit(half_close, tcp.ours)
+        assert read_all(tcp.theirs) == b""
+        assert not closed.done()
+        tcp.theirs.shutdown(socket.SHUT_WR)
+        closed.result(patience)

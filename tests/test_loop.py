@@ -20,7 +20,7 @@ from under_test import LIMIT
 from waiting import wait_until
 
 import sockserve
-from sockserve.core.loop import Loop, readiness_of, wait_readable
+from sockserve.core.loop import Loop, wait_readable
 from sockserve.testing import ask, call_within
 
 LOOPBACK = ("127.0.0.1", 0)
@@ -294,20 +294,16 @@ def test_unwatch_is_no_error_whatever_became_of_the_descriptor(loop: Loop) -> No
 
 
 def test_readiness() -> None:
-    """``wait_readable()`` and ``readiness_of()`` agree with what is there, end-of-file included."""
+    """``wait_readable()`` agrees with what is there, end-of-file included."""
     reader, writer = socket.socketpair()
     with reader, writer:
-        is_ready = readiness_of(reader.fileno())
-        assert not is_ready()
         assert not wait_readable(reader.fileno(), 0.01)
         assert not wait_readable(reader.fileno(), -1.0)
         writer.send(b"!")
-        assert is_ready()
         assert wait_readable(reader.fileno(), None)
         reader.recv(1)
-        assert not is_ready()
+        assert not wait_readable(reader.fileno(), 0)
         writer.close()
-        assert is_ready()
         assert wait_readable(reader.fileno(), 0)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from sockserve.core.base_order import refuse_wrong_order
 from sockserve.core.events import Events
 from sockserve.core.lifecycle import CUT_GRACE
 from sockserve.core.loop import Loop
-from sockserve.core.request_life import begin, contain, cut_others, serve
+from sockserve.core.request_life import begin, call, contain, cut_others, serve, takes_record
 
 __all__ = ["Dispatcher", "DispatchingMixIn"]
 
@@ -80,9 +81,7 @@ class DispatchingMixIn:
         """Make the dispatcher of this server, once. A mix-in of your own overrides this, and nothing else."""
         raise NotImplementedError(f"{type(self).__name__} mixes in no way to run a handler")
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the request to a worker. Raises what makes that impossible."""
-        live = begin(self, request, client_address)
+    def _serving_process(self, live: LiveRequest) -> None:
         live.offer()
         live.state = "dispatch"
         live.thread = None
@@ -98,22 +97,32 @@ class DispatchingMixIn:
                 live.owner = "worker"
             raise
 
+    @takes_record(_serving_process)
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Give the request to a worker. Raises what makes that impossible."""
+        self._serving_process(begin(self, request, client_address))
+
     def _serving_dispatch(self, live: LiveRequest) -> None:
         release = functools.partial(self.close_request, live.request)  # type: ignore[attr-defined]
         self._serving_dispatcher.dispatch(functools.partial(self._serving_work, live), release)
 
-    def _serving_work(self, live: LiveRequest) -> str:
-        # A signal handler's exception may have torn the loop from its wait for the worker's beginning.
-        if live.claim("worker"):
-            self.process_request_thread(live.request, live.client_address)
-        return live.outcome
+    def _serving_serve(self, live: LiveRequest) -> None:
+        live.thread = threading.get_ident()
+        contain(self, live, serve)
 
+    @takes_record(_serving_serve)
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve a request from PREPARE to SHUTDOWN, errors included; in whichever thread calls it.
 
         Self-contained: a server may submit it to an executor of its own.
         """
-        contain(self, begin(self, request, client_address), serve)
+        self._serving_serve(begin(self, request, client_address))
+
+    def _serving_work(self, live: LiveRequest) -> str:
+        # A signal handler's exception may have torn the loop from its wait for the worker's beginning.
+        if live.claim("worker"):
+            call(self.process_request_thread, self, live)
+        return live.outcome
 
     def server_close(self) -> None:
         """Close the server, then wait for its workers; after ``drain_timeout`` seconds their connections are cut.

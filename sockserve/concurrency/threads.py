@@ -100,7 +100,7 @@ class ThreadDispatcher:
             try:
                 context.run(serve)
             finally:
-                threads.finished(threading.current_thread())
+                threads.finished(thread)
 
         thread = self._make_thread(run)
         if self._block():

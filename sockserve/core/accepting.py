@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 from sockserve.core.active_requests import table_of
 from sockserve.core.events import Events, events_of
 from sockserve.core.lifecycle import Lifecycle
-from sockserve.core.loop import Loop, Timer, readiness_of
+from sockserve.core.loop import Loop, Timer
 from sockserve.core.one_shot import OneShot
 from sockserve.errors import AlreadyServingError, ListenerLostError, ServerClosedError
-from sockserve.net.accept import accept_of
+from sockserve.net.accept import accept_of, counter_of
 from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST, Verdict
 
 __all__ = ["BATCH", "Acceptor", "drains", "needs_no_poll"]
@@ -67,7 +67,7 @@ class Acceptor:
         self._ticks = False
         self._left = False
         self._batch = 1
-        self._more_waits: Callable[[], object] | None = None
+        self._count_waiting: Callable[[], int] | None = None
         self._lent_timeout: float | None = None
         self._owns_mode = False
         self._paused_for: str | None = None
@@ -112,7 +112,7 @@ class Acceptor:
             if _listens(listener):
                 self.accept = accept_of(listener)
                 # Cheaper by far than an accept() in vain, for which Linux makes a socket and throws it away.
-                self._more_waits = readiness_of(self._fd)
+                self._count_waiting = counter_of(listener)
                 # Of two processes that wake for one connection the loser would block in accept(), where PEP 475 even
                 # retries through a signal. Sockets that do not listen are left alone: handlers send on a datagram
                 # socket, and idlelib connects in server_activate().
@@ -143,8 +143,11 @@ class Acceptor:
             elif self._dispatcher is not None:
                 if self._dispatcher.full():
                     reason = "full"
-                limits = (self._poll_interval if self._ticks else None, self._dispatcher.must_poll())
-                self.max_wait = min((limit for limit in limits if limit is not None), default=None)
+                must_poll = self._dispatcher.must_poll()
+                if must_poll is None:
+                    self.max_wait = self._poll_interval if self._ticks else None
+                else:
+                    self.max_wait = min(must_poll, self._poll_interval) if self._ticks else must_poll
             if reason is not None or not self.watching:
                 self._pause_or_go_on(reason)
         except (OSError, ValueError, ListenerLostError):
@@ -180,7 +183,8 @@ class Acceptor:
         take = self.server._handle_request_noblock  # noqa: SLF001 - stdlib's name for one request
         lifecycle = self.lifecycle
         dispatcher = self._dispatcher
-        more_waits = self._more_waits
+        count_waiting = self._count_waiting
+        waiting = 1
         for _ in range(self._batch):
             if self.stop_requested or self.listener_closed or lifecycle.suspended:
                 return
@@ -189,8 +193,11 @@ class Acceptor:
             # An override may return None after one request, as the standard library's does.
             if take() is not True:
                 return
-            if more_waits is not None and not more_waits():
-                return
+            waiting -= 1
+            if count_waiting is not None and not waiting:
+                waiting = count_waiting()
+                if not waiting:
+                    return
 
     def recovered(self) -> None:
         """A descriptor was to be had: whatever made accept fail is over."""

@@ -18,7 +18,7 @@ from sockserve.core.events import Events, LogObserver, Observer, events_of
 from sockserve.core.lifecycle import CUT_GRACE, Drained, Lifecycle
 from sockserve.core.loop import Loop, wait_readable
 from sockserve.core.one_shot import OneShot
-from sockserve.core.request_life import begin, cut_others, drain_one, serve, take
+from sockserve.core.request_life import begin, cut_others, drain_one, serve, take, takes_record
 from sockserve.errors import HandshakeError, ListenerLostError, ServerClosedError
 from sockserve.net.accept_errors import Verdict, judge
 from sockserve.net.departure import has_left
@@ -352,12 +352,10 @@ class BaseServer(Generic[RequestT, AddressT]):
         """Say whether the request may be served; True here. What it raises goes to ``handle_error()``."""
         return True
 
+    @takes_record(serve)
     def process_request(self, request: RequestT, client_address: AddressT) -> None:
         """Serve the request here and now, in the loop's thread. Mix-ins override it to give it to a worker."""
         serve(self, begin(self, request, client_address))
-
-    # Lets the loop skip the way through the hook, on which it would have to find the request's record again.
-    process_request.__dict__["is_inline"] = True
 
     def prepare_request(self, request: RequestT, client_address: AddressT) -> tuple[RequestT, AddressT]:
         """Make the request ready for its handler, in the worker; return it and who asks, perhaps replaced."""

@@ -7,7 +7,6 @@ Rule 3. Everything but ``wake()`` and ``unwatch()`` is called in the thread that
 
 from __future__ import annotations
 
-import functools
 import heapq
 import select
 import selectors
@@ -20,7 +19,7 @@ from typing import Protocol, Self
 
 from sockserve.errors import AlreadyServingError
 
-__all__ = ["Loop", "Source", "Timer", "readiness_of", "wait_readable"]
+__all__ = ["Loop", "Source", "Timer", "wait_readable"]
 
 LONGEST_WAIT = 86400.0 * 24
 """Seconds of one wait at most: poll(2) and epoll_wait(2) take milliseconds as an int."""
@@ -279,12 +278,3 @@ def wait_readable(fd: int, timeout: float | None) -> bool:
         return bool(poll.poll(None if timeout is None else min(max(0.0, timeout), LONGEST_WAIT) * 1000))
     readable, _, _ = select.select([fd], [], [], None if timeout is None else max(0.0, timeout))
     return bool(readable)
-
-
-def readiness_of(fd: int) -> Callable[[], object]:
-    """A function that says whether the descriptor is readable now, for many calls."""
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        return functools.partial(poll.poll, 0)
-    return functools.partial(wait_readable, fd, 0)

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from sockserve.core.active_requests import LiveRequest, table_of
 from sockserve.core.events import Events, events_of
@@ -21,11 +21,35 @@ from sockserve.errors import HandshakeError
 from sockserve.net.closing import cut
 from sockserve.net.departure import has_left
 
-__all__ = ["begin", "close", "contain", "cut_others", "drain_one", "forget", "serve", "take"]
+__all__ = ["begin", "call", "close", "contain", "cut_others", "drain_one", "forget", "serve", "take", "takes_record"]
 
 log = logging.getLogger("sockserve")
 
 _UNHEARD = Events(())
+
+_STEPS: dict[Any, Callable[[Any, LiveRequest], None]] = {}
+"""What a hook does with the record of its request; only hooks that are not overridden are found here."""
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+def takes_record(step: Callable[[Any, LiveRequest], None]) -> Callable[[Hook], Hook]:
+    """Mark a hook that looks up its request's record and then does ``step(server, live)``."""
+
+    def mark(hook: Hook) -> Hook:
+        _STEPS[hook] = step
+        return hook
+
+    return mark
+
+
+def call(hook: Any, server: Any, live: LiveRequest) -> None:
+    """Call ``hook(request, client_address)``; without the look-up if it is one that was marked."""
+    step = _STEPS.get(getattr(hook, "__func__", None))
+    if step is None:
+        hook(live.request, live.client_address)
+    else:
+        step(server, live)
 
 
 def take(server: Any, request: Any, client_address: Any) -> None:
@@ -48,10 +72,7 @@ def _verify_and_process(server: Any, live: LiveRequest) -> None:
     if events.verify:
         Events.emit(events.verify, server, live, bool(accepted))
     if accepted:
-        if getattr(server.process_request, "is_inline", False):
-            serve(server, live)
-        else:
-            server.process_request(live.request, live.client_address)
+        call(server.process_request, server, live)
     else:
         live.outcome = "refused"
         log.debug("%s: refused %s", server, live.client_address)
@@ -67,13 +88,13 @@ def begin(server: Any, request: Any, client_address: Any) -> LiveRequest:
     if live is None:
         # Nobody heard of its beginning.
         live = table.add(request, client_address, _UNHEARD)
+    live.thread = threading.get_ident()
     return live
 
 
 def serve(server: Any, live: LiveRequest) -> None:
     """PREPARE, HANDLE, and SHUTDOWN of a request that nothing went wrong with; raises what the steps raise."""
     events = live.events
-    live.thread = threading.get_ident()
     live.state = "prepare"
     prepare = getattr(server, "prepare_request", None)
     if prepare is not None:

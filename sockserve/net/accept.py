@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import select
 import socket
+import struct
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from sockserve.net.tls import defer_handshake
 
-__all__ = ["accept_of"]
+__all__ = ["accept_of", "counter_of"]
+
+_UNACKED = struct.Struct("24xI")
+"""tcp_info of linux/tcp.h up to tcpi_unacked, which for a listener is the length of its queue (inet_diag(7), ss(8))."""
 
 
 def accept_of(listener: socket.socket) -> Callable[[], tuple[socket.socket, Any]]:
@@ -29,3 +36,41 @@ def accept_of(listener: socket.socket) -> Callable[[], tuple[socket.socket, Any]
         return connection_class(family, kind, proto, fd), address
 
     return accept
+
+
+def counter_of(listener: socket.socket) -> Callable[[], int]:
+    """Give a function that says how many connections wait to be accepted: 1 for "some" where the kernel does not count.
+
+    On Linux a TCP listener counts them, and asking it does not let other threads have the interpreter meanwhile.
+    A closed listener, or one that another thread closes now, has none.
+    """
+    ask: Callable[[], int] = functools.partial(_queue_length, listener)
+    try:
+        # Elsewhere TCP_INFO may exist, and have another layout.
+        can_count = sys.platform == "linux" and ask() >= 0
+    except (OSError, struct.error):
+        # Another protocol, or a sandbox whose kernel tells less.
+        can_count = False
+    if not can_count:
+        ask = _readiness_of(listener)
+
+    def count() -> int:
+        try:
+            return ask()
+        except (OSError, ValueError):
+            return 0
+
+    return count
+
+
+def _queue_length(listener: socket.socket) -> int:
+    length: int = _UNACKED.unpack(listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED.size))[0]
+    return length
+
+
+def _readiness_of(listener: socket.socket) -> Callable[[], int]:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        return lambda: sum(bool(events & select.POLLIN) for _, events in poll.poll(0))
+    return lambda: len(select.select([listener], [], [], 0)[0])

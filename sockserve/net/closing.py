@@ -23,6 +23,10 @@ __all__ = ["LINGER_BYTES", "LINGER_SECONDS", "cut", "end_input", "half_close"]
 
 _NOTHING = bytearray(4)
 
+_SO_MEMINFO = 55
+"""Linux's socket.h, since 4.12: the bytes of memory that received and unread data occupies come first."""
+
+
 LINGER_SECONDS = 2.0
 """The longest a close waits for a peer that goes on sending: gunicorn's and nginx's lingering close wait 2 to 5 s."""
 
@@ -79,8 +83,20 @@ if sys.platform == "win32":
         return bool(select.select([connection], [], [], 0)[0])
 
 else:
+    # connection.family would make an enum of it, which takes longer than all the rest.
+    _family_of: Any = socket.SocketType.family.__get__
+    _INET = {int(socket.AF_INET), int(socket.AF_INET6)}
+    _TCP = {0, socket.IPPROTO_TCP}
 
     def _has_unread_input(connection: socket.socket) -> bool:
+        try:
+            # Unlike ioctl() it does not let other threads have the interpreter, for which this one would wait then.
+            is_tcp = _family_of(connection) in _INET and connection.proto in _TCP
+            if is_tcp and not connection.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO):
+                return False
+        except (OSError, TypeError):
+            # A kernel that does not tell, or a socket class put in the place of the original.
+            pass
         count = bytearray(4)
         fcntl.ioctl(connection.fileno(), termios.FIONREAD, count)
         return count != _NOTHING
