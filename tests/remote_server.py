@@ -115,6 +115,9 @@ def serve(
         server.add_observer(counters)
 
         def take_commands() -> None:
+            if not own_loop:
+                # The loop's own descriptors are part of what the server holds at rest.
+                server.wait_until_serving()
             for command in map(str.strip, sys.stdin):
                 if command == "stop":
                     break

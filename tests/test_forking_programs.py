@@ -11,6 +11,7 @@ from handlers import handlers
 from programs import Program
 from scripts import run_script
 from under_test import LIMIT
+from waiting import wait_until_blocked
 
 import sockserve
 from sockserve.testing import ask, connect, leaks
@@ -23,10 +24,12 @@ def test_ctrl_c_is_no_error_of_a_child() -> None:
     with Program("""
         import os, signal, sockserve
         os.setpgid(0, 0)
+        # Whoever starts the tests in the background of a shell makes them ignore it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
         class Handler(sockserve.BaseRequestHandler):
             def handle(self):
-                print("serving", flush=True)
+                print(os.getpid(), flush=True)
                 self.request.recv(10)
 
         server = sockserve.ForkingTCPServer(("127.0.0.1", 0), Handler)
@@ -38,7 +41,7 @@ def test_ctrl_c_is_no_error_of_a_child() -> None:
             print("interrupted", flush=True)
     """) as program:
         with connect(("127.0.0.1", int(program.line()))):
-            assert program.line() == "serving"
+            wait_until_blocked(int(program.line()))
             os.killpg(program.process.pid, signal.SIGINT)
             assert program.line() == "interrupted"
         assert program.status(LIMIT) == 0
@@ -69,7 +72,9 @@ def test_a_signal_to_a_child_reaches_nobody_else() -> None:
         print(len(ticks), flush=True)
     """) as program:
         with connect(("127.0.0.1", int(program.line()))) as client, client.makefile("rb") as answer:
-            os.kill(int(answer.readline()), signal.SIGTERM)
+            child = int(answer.readline())
+            wait_until_blocked(child)
+            os.kill(child, signal.SIGTERM)
             assert answer.read() == b"goodbye"
         program.send(signal.SIGINT)
         # The request, its child's end, and the stop; a kernel may tell some of them in one turn.

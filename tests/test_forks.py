@@ -16,31 +16,15 @@ import threading
 from typing import Any
 
 import pytest
-from handlers import Boom, Signal, handlers
+from forking import LOOPBACK, Counted, SaysGoodbye
+from handlers import Boom, handlers
 from log_watch import ExpectLog
 from under_test import LIMIT
-from waiting import is_asleep, wait_until
+from waiting import wait_until
 
 import sockserve
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, call_within, connect, leaks
-
-LOOPBACK = ("127.0.0.1", 0)
-
-
-class Counted(sockserve.ForkingTCPServer):
-    """Counts what becomes of its requests."""
-
-    def __init__(self, handler: Any, **attributes: Any) -> None:
-        self.counters = sockserve.Counters()
-        self.observers = (*self.observers, self.counters)
-        vars(self).update(attributes)
-        super().__init__(LOOPBACK, handler)
-
-    def outcome(self) -> tuple[int, int]:
-        """How many requests were handled and failed, as soon as all are over."""
-        assert self.wait_idle(LIMIT)
-        return self.counters.handled, self.counters.failed
 
 
 def raises(_: Any) -> None:
@@ -96,99 +80,6 @@ def test_the_parents_observers_hear_of_it_in_the_parent(running: Running) -> Non
     assert ask(running(server), b"hello") == b"hello"
     assert server.wait_idle(LIMIT)
     assert told == [(word, os.getpid()) for word in ("accept", "verify", "dispatch", "handle", "shutdown")]
-
-
-class SaysGoodbye(sockserve.StreamRequestHandler[Any, Any, Any]):
-    """Says its process id, waits for a line, and says whether it is to come to an end."""
-
-    # It holds a copy of the client's own end, and would not see it close if the test failed.
-    timeout = LIMIT
-
-    def handle(self) -> None:
-        """Answer."""
-        self.wfile.write(b"%d\n" % os.getpid())
-        self.wfile.write(self.rfile.readline() + repr(self.server.draining).encode())
-
-
-def test_sigterm_drains_a_child(running: Running) -> None:
-    """A child that gets SIGTERM, from whomever, sees the end of its input, and its answer arrives."""
-    server = running(Counted(SaysGoodbye))
-    with connect(server) as client, client.makefile("rb") as answer:
-        os.kill(int(answer.readline()), signal.SIGTERM)
-        assert answer.read() == b"True"
-    assert server.outcome() == (1, 0)
-    assert not server.draining
-
-
-def test_a_drain_at_the_moment_of_the_fork_reaches_the_child(running: Running) -> None:
-    """A drain that begins when the parent gives up its copy of the connection ends the child's input all the same."""
-    drained = []
-
-    class Server(Counted):
-        parent = os.getpid()
-
-        def close_request(self, request: Any) -> None:
-            super().close_request(request)
-            if os.getpid() == self.parent and not drainer.ident:
-                drainer.start()
-                wait_until(lambda: is_asleep(sys._current_frames().get(drainer.ident or 0)))
-
-    server = Server(SaysGoodbye)
-    drainer = threading.Thread(target=lambda: drained.append(server.drain(LIMIT / 2)), daemon=True)
-    running(server)
-    with connect(server) as client, client.makefile("rb") as answer:
-        assert answer.readline()
-        assert answer.read() == b"True"
-    drainer.join(LIMIT)
-    assert drained == [(1, 0)]
-
-
-def test_a_child_does_not_run_its_parents_handlers(running: Running) -> None:
-    """SIGTERM to a child is no business of the function that the parent has set for it."""
-    asked = Signal()
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        server = running(Counted(SaysGoodbye))
-        with connect(server) as client, client.makefile("rb") as answer:
-            os.kill(int(answer.readline()), signal.SIGTERM)
-            assert answer.read() == b"True"
-        assert server.outcome() == (1, 0)
-        assert not asked.wait(0)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert asked.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def test_close_kills_what_does_not_end(running: Running, expect_log: ExpectLog) -> None:
-    """A child that still serves after ``drain_timeout`` is killed by server_close(), which says so."""
-    cut = expect_log(logging.WARNING, r"cut \('127.0.0.1', \d+\), in progress for")
-    killed = expect_log(logging.WARNING, "was killed by signal 9")
-    server = running(Counted(SaysGoodbye, drain_timeout=0.05))
-    with connect(server) as client, client.makefile("rb") as answer:
-        assert answer.readline()
-        server.shutdown()
-        server.server_close()
-        assert answer.read() == b""
-    assert (len(cut.lines), len(killed.lines)) == (1, 1)
-    assert server.outcome() == (0, 1)
-
-
-def test_children_may_outlive_their_server(running: Running) -> None:
-    """Without ``block_on_close`` server_close() returns while a child serves; who wants to waits for it afterwards."""
-    gate = handlers(sockserve).Gate
-    server = running(Counted(gate, block_on_close=False))
-    with connect(server) as client:
-        assert gate.begun.wait()
-        server.shutdown()
-        server.server_close()
-        (child,) = server.active_children
-        assert child in leaks.child_processes()
-        gate.opened.set()
-        assert client.recv(10) == b"open"
-        server.collect_children(blocking=True)
-    assert server.active_children == set()
-    assert server.outcome() == (1, 0)
 
 
 @pytest.mark.parametrize("max_children", [1, 3])

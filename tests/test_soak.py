@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import socket
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 from remote import RemoteServer
@@ -40,14 +41,30 @@ class Soak:
         with concurrent.futures.ThreadPoolExecutor(CLIENTS) as clients:
             for _ in clients.map(talk, [self.server.address] * CLIENTS, [connections // CLIENTS] * CLIENTS):
                 pass
+        state = self._at_rest
+
+        def is_at_rest() -> bool:
+            nonlocal state
+            state = self.server.state()
+            return held(state) == held(self._at_rest)
+
         # Who has answered the last client still has to end.
-        wait_until(lambda: held(self.server.state()) == held(self._at_rest))
-        return self.server.state()
+        wait_until(is_at_rest, tell=lambda: f"it holds {held(state)}, and held {held(self._at_rest)} at first")
+        return state
 
 
-def held(state: State) -> tuple[int, ...]:
+class Held(NamedTuple):
     """What is to be the same whenever no request is in progress."""
-    return state.active, state.threads, state.descriptors, state.children
+
+    active: int
+    threads: int
+    descriptors: int
+    children: int
+
+
+def held(state: State) -> Held:
+    """Of all that the server tells."""
+    return Held(*(getattr(state, name) for name in Held._fields))
 
 
 def talk(address: tuple[str, int], count: int) -> None:

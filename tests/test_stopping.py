@@ -18,6 +18,7 @@ import handlers
 import pytest
 from serving import MODELS, Operator, serve_with
 from under_test import LIMIT
+from waiting import wait_until_blocked
 
 import sockserve
 from sockserve import testing
@@ -232,11 +233,11 @@ def test_a_thread_that_ignores_being_cut_is_left_behind(expect_log: Any) -> None
 def test_ctrl_c_reaches_the_children_and_they_finish() -> None:
     """SIGINT to the whole process group, as a terminal sends it, lets a child's request end; the program then does."""
     program = """
-import sys, sockserve
+import os, sockserve
 
 class Handler(sockserve.StreamRequestHandler):
     def handle(self):
-        self.wfile.write(b"begun\\n")
+        self.wfile.write(b"%d\\n" % os.getpid())
         for line in self.rfile:
             pass
         self.wfile.write(b"answer\\n")
@@ -256,7 +257,7 @@ sockserve.serve(Handler, "tcp://127.0.0.1:0", model="fork", ready=ready)
         assert process.stdout is not None
         address = "127.0.0.1", int(process.stdout.readline())
         with socket.create_connection(address, LIMIT) as client, client.makefile("rb") as file:
-            assert file.readline() == b"begun\n"
+            wait_until_blocked(int(file.readline()))
             os.killpg(process.pid, signal.SIGINT)
             assert file.read() == b"answer\n"
         output = process.communicate(timeout=LIMIT)

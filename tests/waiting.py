@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import pathlib
 import re
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 from under_test import LIMIT
 
-__all__ = ["is_asleep", "is_joining", "wait_until"]
+__all__ = ["is_asleep", "is_joining", "wait_until", "wait_until_blocked"]
 
 SLEEPS = re.compile(r"\.(acquire|join|poll|select|wait)\(|with self\._\w+:")
 """A line that waits for a lock, a thread, a descriptor or an event."""
@@ -22,13 +23,13 @@ LOOK_AGAIN = 0.005
 """Seconds between two looks."""
 
 
-def wait_until(condition: Callable[[], Any], limit: float = LIMIT) -> None:
-    """Return as soon as ``condition()`` is true; TimeoutError: it was not within ``limit`` seconds."""
+def wait_until(condition: Callable[[], Any], limit: float = LIMIT, *, tell: Callable[[], object] | None = None) -> None:
+    """Return as soon as ``condition()`` is true; TimeoutError: it was not within ``limit`` seconds, and ``tell()``."""
     deadline = time.monotonic() + limit
     pause = threading.Event()
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {limit} seconds: {condition}")
+            raise TimeoutError(f"not within {limit} seconds: {condition if tell is None else tell()}")
         pause.wait(LOOK_AGAIN)
 
 
@@ -41,3 +42,14 @@ def is_joining(thread: threading.Thread) -> bool:
     """Say whether a thread waits for the end of another one."""
     frame = sys._current_frames().get(thread.ident or 0)
     return frame is not None and frame.f_code.co_name in ("join", "_wait_for_tstate_lock")
+
+
+def wait_until_blocked(pid: int) -> None:
+    """Return when the main thread of a process is inside the system call that it waits in.
+
+    A signal that comes just before does not end that call, and its Python handler runs only after it: CPython looks for
+    signals between two instructions, and after an interrupted call.
+    """
+    # "pid (comm) state ...": proc(5)
+    stat = pathlib.Path(f"/proc/{pid}/stat")
+    wait_until(lambda: stat.read_text("ascii").rpartition(")")[2].split()[0] == "S")

@@ -40,6 +40,13 @@ HELD_BACK = {signal.SIGTERM, signal.SIGINT}
 POLL_WITHOUT_PIDFD = 0.02
 """Seconds between two looks at the children where the kernel cannot signal their end by a descriptor."""
 
+DRAIN_AGAIN = 0.1
+"""Seconds after which a child that is to drain is told once more. A signal that comes just before recv(2) does not
+interrupt it, and its Python handler would run only when the client has spoken; the next signal does interrupt it."""
+
+FLUSH_LIMIT = 10.0
+"""Seconds in which a child's output has to get out at its end. Another thread of the parent may have held the lock of a
+stream at the fork, and in the child nobody releases it; or nobody reads at the other end of a pipe."""
 
 EXIT_STATUS = {"handled": 0, "failed": 1, "refused": 120, "left": 121}
 """A child's exit status for what became of its request: 0 and 1 as in ``socketserver``, the others out of the way of
@@ -55,12 +62,24 @@ class Child:
         self.pid = pid
         self.pidfd = _open_pidfd(pid)
         self._ended = ended
+        self._drain_again: float | None = None
         self._is_reaped = False
         self._reaping = threading.Lock()
 
     def drain(self) -> None:
         """SIGTERM: the child makes its client's input end."""
+        self._drain_again = time.monotonic() + DRAIN_AGAIN
         self._send(signal.SIGTERM)
+
+    @property
+    def drains(self) -> bool:
+        """Whether it was told to drain, and ``remind()`` is to be called until it has ended."""
+        return self._drain_again is not None
+
+    def remind(self) -> None:
+        """Tell it once more to drain, if it was told and some time has passed since."""
+        if self._drain_again is not None and time.monotonic() >= self._drain_again:
+            self.drain()
 
     def cut(self) -> None:
         """SIGKILL."""
@@ -126,7 +145,8 @@ class ForkDispatcher:
         That is the negative number of the signal if one killed it.
         """
         # Loops that ask neither: a standard library's, or one over handle_request().
-        self.reap()
+        if self.loop is None:
+            self.reap()
         while self.full():
             self.wait_for_one(None)
         # What this process has buffered must not be written a second time by the child.
@@ -153,6 +173,14 @@ class ForkDispatcher:
 
     def reap(self) -> None:
         for child in list(self.children.values()):
+            # The end of the others wakes the loop.
+            if self.loop is None or child.pidfd is None:
+                self._reap_one(child)
+            child.remind()
+
+    def reap_all(self) -> None:
+        """As ``reap()``, also those whose end will wake the loop."""
+        for child in list(self.children.values()):
             self._reap_one(child)
 
     def _reap_one(self, child: Child) -> None:
@@ -167,7 +195,7 @@ class ForkDispatcher:
 
     def close(self, timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
-        self.reap()
+        self.reap_all()
         while self.children:
             remaining = None if deadline is None else deadline - time.monotonic()
             if remaining is not None and remaining <= 0:
@@ -176,15 +204,16 @@ class ForkDispatcher:
         return True
 
     def wait_for_one(self, timeout: float | None) -> None:
-        """Wait until a child has ended, at most ``timeout`` seconds; reap it."""
+        """Wait until a child has ended, or one has to be looked after, at most ``timeout`` seconds; reap it."""
         poll = select.poll()
         for child in self.children.values():
-            if child.pidfd is None:
-                timeout = POLL_WITHOUT_PIDFD if timeout is None else min(timeout, POLL_WITHOUT_PIDFD)
-            else:
+            if child.pidfd is not None:
                 poll.register(child.pidfd, select.POLLIN)
-        poll.poll(None if timeout is None else timeout * 1000)
-        self.reap()
+        limit = min((each for each in (timeout, self.must_poll()) if each is not None), default=None)
+        poll.poll(None if limit is None else limit * 1000)
+        self.reap_all()
+        for child in self.children.values():
+            child.remind()
 
     def attach(self, loop: Loop) -> None:
         self.loop = loop
@@ -203,8 +232,10 @@ class ForkDispatcher:
             self.loop.watch(child.pidfd, functools.partial(self._reap_one, child))
 
     def must_poll(self) -> float | None:
-        without = any(child.pidfd is None for child in self.children.values())
-        return POLL_WITHOUT_PIDFD if without else None
+        children = list(self.children.values())
+        if any(child.pidfd is None for child in children):
+            return POLL_WITHOUT_PIDFD
+        return DRAIN_AGAIN if any(child.drains for child in children) else None
 
 
 class ForkingMixIn(DispatchingMixIn):
@@ -232,7 +263,7 @@ class ForkingMixIn(DispatchingMixIn):
         if blocking:
             self._serving_dispatcher.close(None)
         else:
-            self._serving_dispatcher.reap()
+            self._serving_dispatcher.reap_all()
 
     def _serving_adopt_children(self) -> None:
         # Those that a subclass forked by itself.
@@ -322,6 +353,9 @@ class ForkingMixIn(DispatchingMixIn):
         dispatcher = self._serving_dispatcher
         loop = dispatcher.loop
         if not dispatcher.children or (loop is not None and loop.thread not in (None, threading.get_ident())):
+            if loop is not None:
+                # It has to ask anew how long it may wait: children may have been told to drain.
+                loop.wake()
             return change.wait(timeout)
         # No other thread reaps, so no other thread would make the change.
         dispatcher.wait_for_one(timeout)
@@ -350,6 +384,10 @@ def _be_child(serve: Callable[[], str]) -> NoReturn:
         log.exception("a child process failed")
     finally:
         try:
+            # In this order: a timer of the handler's own must not kill the child.
+            signal.setitimer(signal.ITIMER_REAL, FLUSH_LIMIT)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
             _flush_standard_streams()
             logging.shutdown()
         finally:

@@ -140,9 +140,10 @@ class Acceptor:
                 reason = "suspended"
             elif self._retry is not None and not self._retry_now:
                 reason = "back off"
-            elif self._dispatcher is not None:
-                if self._dispatcher.full():
-                    reason = "full"
+            elif self._dispatcher is not None and self._dispatcher.full():
+                reason = "full"
+            if self._dispatcher is not None:
+                # Also while suspended: children may end meanwhile.
                 must_poll = self._dispatcher.must_poll()
                 if must_poll is None:
                     self.max_wait = self._poll_interval if self._ticks else None
