@@ -11,7 +11,8 @@
 PYTHON ?= python3
 ARGS ?=
 # program:Debian package; what the tests start as a user would
-PROGRAMS ?= curl:curl nc:netcat-openbsd openssl:openssl
+PROGRAMS ?= curl:curl dig:bind9-dnsutils logger:bsdutils nc:netcat-openbsd openssl:openssl \
+	redis-benchmark:redis-tools redis-cli:redis-tools
 
 VERSION := $(shell $(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) or print("%d.%d.%d" % v[:3] + sys.abiflags)' 2>/dev/null)
 VENV := .venv-$(VERSION)

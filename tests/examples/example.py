@@ -7,11 +7,13 @@ import os
 import pathlib
 import re
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
 from typing import Any, Self
 
+import pytest
 from under_test import LIMIT
 
 import sockserve
@@ -81,7 +83,9 @@ class Example:
 
 
 def run(*command: str, status: int = 0, **options: Any) -> str:
-    """Return what a program prints; it has to end with that status."""
+    """Return what a program prints; it has to end with that status. One that is missing fails the test in CI only."""
+    if shutil.which(command[0]) is None and os.environ.get("CI") != "true":
+        pytest.skip(f"there is no {command[0]} on this machine")
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT, check=False, **options
     )
