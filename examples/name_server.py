@@ -66,17 +66,14 @@ def answer_to(packet: bytes, *, over_udp: bool) -> bytes:
 def look_up(name: dns.name.Name, kind: dns.rdatatype.RdataType, response: dns.message.Message) -> None:
     """Put into the response what the zone says of a name."""
     response.flags |= dns.flags.AA
-    found = ZONE.get_rrset(name, kind)
-    alias = ZONE.get_rrset(name, dns.rdatatype.CNAME)
-    if found is None and alias is not None:
-        response.answer.append(alias)
-        found = ZONE.get_rrset(alias[0].target, kind)
+    # Who gets an alias asks for what it stands for next.
+    found = ZONE.get_rrset(name, kind) or ZONE.get_rrset(name, dns.rdatatype.CNAME)
     if found is not None:
         response.answer.append(found)
-    elif alias is None:
-        # For how long there is no such thing (RFC 2308).
-        response.authority.append(ZONE.find_rrset(ORIGIN, dns.rdatatype.SOA))
-        response.set_rcode(dns.rcode.NOERROR if ZONE.get_node(name) else dns.rcode.NXDOMAIN)
+        return
+    # For how long there is no such thing (RFC 2308).
+    response.authority.append(ZONE.find_rrset(ORIGIN, dns.rdatatype.SOA))
+    response.set_rcode(dns.rcode.NOERROR if ZONE.get_node(name) else dns.rcode.NXDOMAIN)
 
 
 class NameServer(sockserve.BaseRequestHandler):

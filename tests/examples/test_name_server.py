@@ -34,7 +34,7 @@ def test_name_server() -> None:
         assert dig("www.example.test") == "NOERROR www.example.test. 3600 IN A 192.0.2.1"
         assert dig("WWW.example.test", "AAAA") == "NOERROR WWW.example.test. 3600 IN AAAA 2001:db8::1"
         alias = "alias.example.test. 3600 IN CNAME www.example.test."
-        assert dig("alias.example.test") == f"NOERROR {alias} www.example.test. 3600 IN A 192.0.2.1"
+        assert dig("alias.example.test") == f"NOERROR {alias}"
         assert dig("alias.example.test", "CNAME") == f"NOERROR {alias}"
         assert dig("www.example.test", "MX") == f"NOERROR {SOA}"
         assert dig("nowhere.example.test") == f"NXDOMAIN {SOA}"
