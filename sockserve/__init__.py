@@ -5,7 +5,7 @@
 #   errors          what can go wrong, and whose doing it is
 #   net/            sockets: named, opened, judged, closed; no server, no handler, no thread
 #   core/           the loop, a request's life, the servers, the handlers
-#   concurrency/    who runs the handler: threads, forks
+#   concurrency/    who runs the handler, or the loop: threads, forks, a pool
 #   ready_made      the combinations
 #   run/            servers as a program: serve(), signals, the command line
 #   testing         tools for those who test their handlers
@@ -18,6 +18,7 @@ import selectors as _selectors
 import socket as _socket
 
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
+from sockserve.concurrency.pool import ThreadPoolMixIn
 from sockserve.concurrency.threads import ThreadingMixIn
 from sockserve.core.active_requests import ActiveRequest, LiveRequest
 from sockserve.core.base_server import BaseServer
@@ -40,7 +41,7 @@ from sockserve.errors import (
     ServerClosedError,
     SockserveError,
 )
-from sockserve.ready_made import ThreadingTCPServer, ThreadingUDPServer
+from sockserve.ready_made import ThreadingTCPServer, ThreadingUDPServer, ThreadPoolTCPServer, ThreadPoolUDPServer
 from sockserve.run.serve import serve
 
 __version__ = "0.1.0.dev0"
@@ -52,10 +53,13 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     "UDPServer",
     # who runs the handler
     "ThreadingMixIn",
+    "ThreadPoolMixIn",
     "DispatchingMixIn",
     "Dispatcher",
     "ThreadingTCPServer",
     "ThreadingUDPServer",
+    "ThreadPoolTCPServer",
+    "ThreadPoolUDPServer",
     # handlers
     "BaseRequestHandler",
     "StreamRequestHandler",
@@ -93,9 +97,16 @@ if hasattr(_os, "fork"):
 
 if hasattr(_socket, "AF_UNIX"):
     from sockserve.core.server import UnixDatagramServer, UnixStreamServer
-    from sockserve.ready_made import ThreadingUnixDatagramServer, ThreadingUnixStreamServer
+    from sockserve.ready_made import (
+        ThreadingUnixDatagramServer,
+        ThreadingUnixStreamServer,
+        ThreadPoolUnixDatagramServer,
+        ThreadPoolUnixStreamServer,
+    )
 
     __all__ += [
+        "ThreadPoolUnixDatagramServer",
+        "ThreadPoolUnixStreamServer",
         "ThreadingUnixDatagramServer",
         "ThreadingUnixStreamServer",
         "UnixDatagramServer",

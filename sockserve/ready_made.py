@@ -6,10 +6,18 @@ import os
 import socket
 from typing import Any
 
+from sockserve.concurrency.pool import ThreadPoolMixIn
 from sockserve.concurrency.threads import ThreadingMixIn
 from sockserve.core.server import TCPServer, UDPServer
 
-__all__ = ["MODELS", "ThreadingTCPServer", "ThreadingUDPServer", "server_class"]
+__all__ = [
+    "MODELS",
+    "ThreadPoolTCPServer",
+    "ThreadPoolUDPServer",
+    "ThreadingTCPServer",
+    "ThreadingUDPServer",
+    "server_class",
+]
 
 
 class ThreadingTCPServer(ThreadingMixIn, TCPServer):
@@ -20,11 +28,21 @@ class ThreadingUDPServer(ThreadingMixIn, UDPServer):
     """A UDPServer that serves each datagram in a new thread."""
 
 
+class ThreadPoolTCPServer(ThreadPoolMixIn, TCPServer):
+    """A TCPServer that serves its connections in a pool of threads."""
+
+
+class ThreadPoolUDPServer(ThreadPoolMixIn, UDPServer):
+    """A UDPServer that serves its datagrams in a pool of threads."""
+
+
 _CLASSES: dict[tuple[str, str], type[TCPServer[Any, Any]]] = {
     ("inline", "tcp"): TCPServer,
     ("inline", "udp"): UDPServer,
     ("thread", "tcp"): ThreadingTCPServer,
     ("thread", "udp"): ThreadingUDPServer,
+    ("pool", "tcp"): ThreadPoolTCPServer,
+    ("pool", "udp"): ThreadPoolUDPServer,
 }
 
 if hasattr(os, "fork"):
@@ -44,7 +62,12 @@ if hasattr(os, "fork"):
 if hasattr(socket, "AF_UNIX"):
     from sockserve.core.server import UnixDatagramServer, UnixStreamServer
 
-    __all__ += ["ThreadingUnixDatagramServer", "ThreadingUnixStreamServer"]
+    __all__ += [
+        "ThreadPoolUnixDatagramServer",
+        "ThreadPoolUnixStreamServer",
+        "ThreadingUnixDatagramServer",
+        "ThreadingUnixStreamServer",
+    ]
 
     class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer):
         """A UnixStreamServer that serves each connection in a new thread."""
@@ -52,10 +75,18 @@ if hasattr(socket, "AF_UNIX"):
     class ThreadingUnixDatagramServer(ThreadingMixIn, UnixDatagramServer):
         """A UnixDatagramServer that serves each datagram in a new thread."""
 
+    class ThreadPoolUnixStreamServer(ThreadPoolMixIn, UnixStreamServer):
+        """A UnixStreamServer that serves its connections in a pool of threads."""
+
+    class ThreadPoolUnixDatagramServer(ThreadPoolMixIn, UnixDatagramServer):
+        """A UnixDatagramServer that serves its datagrams in a pool of threads."""
+
     _CLASSES["inline", "unix"] = UnixStreamServer
     _CLASSES["inline", "unix-dgram"] = UnixDatagramServer
     _CLASSES["thread", "unix"] = ThreadingUnixStreamServer
     _CLASSES["thread", "unix-dgram"] = ThreadingUnixDatagramServer
+    _CLASSES["pool", "unix"] = ThreadPoolUnixStreamServer
+    _CLASSES["pool", "unix-dgram"] = ThreadPoolUnixDatagramServer
 
     if hasattr(os, "fork"):
         from sockserve.concurrency.forks import ForkingMixIn

@@ -100,6 +100,8 @@ def serve(
 
     class Server(server_class(model, "tcp")):  # type: ignore[misc]
         timeout = LOOK_AGAIN
+        # A pool has all its threads from the start.
+        min_workers = max_workers = 6
 
         def verify_request(self, *_: Any) -> bool:
             return not refuse

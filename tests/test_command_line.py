@@ -203,6 +203,8 @@ def test_an_inherited_descriptor_is_served() -> None:
         ("--drain-timeout nan", "'nan' is not a time in seconds"),
         ("--max-children 0 --model fork", "'0' is not a whole number from 1"),
         ("--max-children 3", "--max-children is for --model fork"),
+        ("--max-workers 0 --model pool", "'0' is not a whole number from 1"),
+        ("--max-workers 3", "--max-workers is for --model pool"),
         ("--log-level loud", "invalid choice: 'loud'"),
         ("--reload", "unrecognized arguments: --reload"),
     ],

@@ -139,6 +139,30 @@ def test_T4_thread_that_cannot_start_is_an_error_of_its_request(running: Running
     server.server_close()
 
 
+def test_T5_the_number_of_threads_has_a_limit(running: Running) -> None:
+    """Twenty clients at once are all served, by no more threads than ``max_workers``."""
+    threads: set[int] = set()
+
+    class Note(S.BaseRequestHandler):  # type: ignore[misc]
+        def handle(self) -> None:
+            self.request.recv(1)
+            threads.add(threading.get_ident())
+            self.request.sendall(b"served")
+
+    class Server(S.ThreadPoolMixIn, S.TCPServer):  # type: ignore[misc]
+        request_queue_size = 20
+        max_workers = 3
+
+    server = running(Server(LOOPBACK, Note))
+    clients = [connect(server, timeout=LIMIT) for _ in range(20)]
+    for client in clients:
+        client.sendall(b"!")
+    for client in clients:
+        assert client.recv(100) == b"served"
+        client.close()
+    assert 1 <= len(threads) <= 3
+
+
 def test_T6_interpreter_shutdown_is_quiet() -> None:
     """A client who comes after the main thread's end gets its answer or none, but there is no traceback.
 

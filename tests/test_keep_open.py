@@ -1,4 +1,4 @@
-"""``keep_open()`` where the worker waits: inline, in a thread, in a child."""
+"""``keep_open()``, whether the worker waits (inline, a thread, a child) or the connection is parked (in a pool)."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ MODELS = {
     "inline": sockserve.TCPServer,
     "thread": sockserve.ThreadingTCPServer,
     "fork": sockserve.ForkingTCPServer,
+    "pool": sockserve.ThreadPoolTCPServer,
 }
 
 

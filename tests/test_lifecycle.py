@@ -23,7 +23,9 @@ from sockserve.testing import Stall, ask, call_within, connect
 LOOPBACK = ("127.0.0.1", 0)
 ECHO = handlers(sockserve).Echo
 
-inline_or_threads = pytest.mark.parametrize("server_class", [sockserve.TCPServer, sockserve.ThreadingTCPServer])
+inline_or_threads = pytest.mark.parametrize(
+    "server_class", [sockserve.TCPServer, sockserve.ThreadingTCPServer, sockserve.ThreadPoolTCPServer]
+)
 
 
 class Gate(sockserve.BaseRequestHandler[Any, socket.socket]):

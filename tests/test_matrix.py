@@ -38,7 +38,9 @@ FAMILIES = {
     "unix-abstract": Family("UnixStreamServer", socket.AF_UNIX, lambda directory: f"\0{directory}/s"),
     "unix-dgram": Family("UnixDatagramServer", socket.AF_UNIX, lambda directory: f"{directory}/s"),
 }
-MODELS = {"inline": "", "thread": "ThreadingMixIn", "fork": "ForkingMixIn"}
+MODELS = {"inline": "", "thread": "ThreadingMixIn", "fork": "ForkingMixIn", "pool": "ThreadPoolMixIn"}
+if IS_STDLIB:
+    del MODELS["pool"]
 
 
 class Place(NamedTuple):
@@ -146,6 +148,9 @@ def test_every_client_gets_its_answer(
     elif model == "thread":
         assert {place.process for place in places} == {server.loop.process}
         assert server.loop.thread not in {place.thread for place in places}
+    elif model == "pool":
+        # verify_request() runs in a worker too.
+        assert {place.process for place in places} == {server.loop.process}
     else:
         assert len({place.process for place in places} - {server.loop.process}) == CLIENTS
     assert server.fileno() < 0

@@ -61,7 +61,7 @@ class Page(http.server.BaseHTTPRequestHandler):
         """Be quiet."""
 
 
-@pytest.mark.parametrize("mix_in", [sockserve.ThreadingMixIn, sockserve.ForkingMixIn])
+@pytest.mark.parametrize("mix_in", [sockserve.ThreadingMixIn, sockserve.ForkingMixIn, sockserve.ThreadPoolMixIn])
 def test_our_mix_ins_on_http_server(running: Running, mix_in: Any) -> None:
     """``class S(ThreadingMixIn, http.server.HTTPServer)`` serves several clients that keep their connections."""
     server: Any = running(type("Server", (mix_in, http.server.HTTPServer), {})(LOOPBACK, Page), poll_interval=0.01)

@@ -10,13 +10,18 @@ import pytest
 import sockserve
 from sockserve.ready_made import MODELS, server_class
 
-MIX_INS = {"": None, "Threading": sockserve.ThreadingMixIn, "Forking": sockserve.ForkingMixIn}
+MIX_INS = {
+    "": None,
+    "Threading": sockserve.ThreadingMixIn,
+    "Forking": sockserve.ForkingMixIn,
+    "ThreadPool": sockserve.ThreadPoolMixIn,
+}
 KINDS = ["TCPServer", "UDPServer", "UnixStreamServer", "UnixDatagramServer"]
-PREFIXES = {"inline": "", "thread": "Threading", "fork": "Forking"}
+PREFIXES = {"inline": "", "thread": "Threading", "fork": "Forking", "pool": "ThreadPool"}
 NAMES = {"tcp": "TCPServer", "udp": "UDPServer", "unix": "UnixStreamServer", "unix-dgram": "UnixDatagramServer"}
 
 
-@pytest.mark.parametrize(("prefix", "kind"), list(itertools.product(["Threading", "Forking"], KINDS)))
+@pytest.mark.parametrize(("prefix", "kind"), list(itertools.product(["Threading", "Forking", "ThreadPool"], KINDS)))
 def test_each_is_its_mix_in_before_its_server(prefix: str, kind: str) -> None:
     """``ThreadingTCPServer`` is a ThreadingMixIn and a TCPServer, in this order, with nothing of its own."""
     made = getattr(sockserve, prefix + kind)
@@ -31,13 +36,13 @@ def test_a_model_and_a_scheme_name_a_class(model: str, scheme: str) -> None:
 
 
 def test_the_models_are_those_of_this_platform() -> None:
-    """On a system with fork there are three, the simplest first."""
-    assert MODELS == ("inline", "thread", "fork")
+    """On a system with fork there are four, the simplest first."""
+    assert MODELS == ("inline", "thread", "pool", "fork")
 
 
 @pytest.mark.parametrize(("model", "scheme"), [("greenlet", "tcp"), ("thread", "fd"), ("", "")])
 def test_an_unknown_combination_names_the_choice(model: str, scheme: str) -> None:
     """The error says what there is."""
-    expected = f"no model {model!r} for {scheme}: addresses; there are inline, thread, fork"
+    expected = f"no model {model!r} for {scheme}: addresses; there are inline, thread, pool, fork"
     with pytest.raises(ValueError, match=re.escape(expected)):
         server_class(model, scheme)

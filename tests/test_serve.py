@@ -209,6 +209,8 @@ def test_an_exception_of_ready_closes_everything() -> None:
     [
         {"model": "greenlet"},
         {"max_children": 3},
+        {"max_workers": 3},
+        {"max_workers": 0, "model": "pool"},
         {"drain_timeout": -1},
         {"drain_timeout": float("nan")},
         {"drain_timeout": float("inf")},

@@ -21,6 +21,7 @@ REQUESTS = {
     ("inline", True): 500,
     ("thread", True): 500,
     ("fork", True): 500,
+    ("pool", False): 1500,
 }
 
 

@@ -30,11 +30,12 @@ MODELS = {
     "inline": sockserve.TCPServer,
     "thread": sockserve.ThreadingTCPServer,
     "fork": sockserve.ForkingTCPServer,
+    "pool": sockserve.ThreadPoolTCPServer,
 }
 
 each_version = pytest.mark.parametrize("version", VERSIONS, ids=[version.name for version in VERSIONS])
 each_model = pytest.mark.parametrize("model", MODELS)
-each_concurrent_model = pytest.mark.parametrize("model", ["thread", "fork"])
+each_concurrent_model = pytest.mark.parametrize("model", ["thread", "fork", "pool"])
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from sockserve.core.lifecycle import CUT_GRACE
 from sockserve.core.loop import Loop
 from sockserve.core.request_life import begin, call, contain, cut_others, serve, takes_record
 
-__all__ = ["Dispatcher", "DispatchingMixIn"]
+__all__ = ["Dispatcher", "DispatchingMixIn", "WaitingForWorkersMixIn"]
 
 log = logging.getLogger("sockserve")
 
@@ -58,8 +58,8 @@ class Dispatcher(Protocol):
         ...
 
 
-class DispatchingMixIn:
-    """Gives each request to a dispatcher. The concrete mix-ins say which."""
+class WaitingForWorkersMixIn:
+    """Makes ``server_close()`` wait for those who serve requests."""
 
     drain_timeout: float | None = 30.0
     """Seconds that ``server_close()`` waits for workers before it cuts their connections; None: without limit."""
@@ -67,6 +67,48 @@ class DispatchingMixIn:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         refuse_wrong_order(cls)
+
+    def _serving_close_workers(self, timeout: float | None) -> bool:
+        """Wait for them at most ``timeout`` seconds; say whether all are done."""
+        raise NotImplementedError
+
+    def server_close(self) -> None:
+        """Close the server, then wait for its workers; after ``drain_timeout`` seconds their connections are cut.
+
+        A datagram socket is closed after the wait, because the workers answer on it. An exception that ends the wait,
+        such as KeyboardInterrupt, cuts the connections at once and propagates.
+        """
+        if getattr(self, "socket_type", None) == socket.SOCK_DGRAM:
+            try:
+                self._serving_wait_for_workers()
+            finally:
+                super().server_close()  # type: ignore[misc]
+        else:
+            super().server_close()  # type: ignore[misc]
+            self._serving_wait_for_workers()
+
+    def _serving_wait_for_workers(self) -> None:
+        lifecycle = getattr(self, "_serving_lifecycle", None)
+        if lifecycle is not None:
+            lifecycle.draining = True
+            if lifecycle.acceptor is not None:
+                # Without a shutdown() before, new requests would come in while we wait for the old ones.
+                lifecycle.acceptor.listener_closes()
+        try:
+            if not self._serving_close_workers(self.drain_timeout):
+                cut_others(self)
+                if not self._serving_close_workers(CUT_GRACE):
+                    log.warning("%s: closed, while workers still run: %s", self, table_of(self).snapshot())
+        except BaseException:
+            cut_others(self)
+            raise
+        finally:
+            if lifecycle is not None:
+                lifecycle.draining = False
+
+
+class DispatchingMixIn(WaitingForWorkersMixIn):
+    """Gives each request to a dispatcher. The concrete mix-ins say which."""
 
     @property
     def _serving_dispatcher(self) -> Any:
@@ -124,37 +166,6 @@ class DispatchingMixIn:
             call(self.process_request_thread, self, live)
         return live.outcome
 
-    def server_close(self) -> None:
-        """Close the server, then wait for its workers; after ``drain_timeout`` seconds their connections are cut.
-
-        A datagram socket is closed after the wait, because the workers answer on it. An exception that ends the wait,
-        such as KeyboardInterrupt, cuts the connections at once and propagates.
-        """
-        if getattr(self, "socket_type", None) == socket.SOCK_DGRAM:
-            try:
-                self._serving_wait_for_workers()
-            finally:
-                super().server_close()  # type: ignore[misc]
-        else:
-            super().server_close()  # type: ignore[misc]
-            self._serving_wait_for_workers()
-
-    def _serving_wait_for_workers(self) -> None:
-        lifecycle = getattr(self, "_serving_lifecycle", None)
-        if lifecycle is not None:
-            lifecycle.draining = True
-            if lifecycle.acceptor is not None:
-                # Without a shutdown() before, new requests would come in while we wait for the old ones.
-                lifecycle.acceptor.listener_closes()
+    def _serving_close_workers(self, timeout: float | None) -> bool:
         dispatcher = self.__dict__.get("_serving_dispatcher_made")
-        try:
-            if dispatcher is not None and not dispatcher.close(self.drain_timeout):
-                cut_others(self)
-                if not dispatcher.close(CUT_GRACE):
-                    log.warning("%s: closed, while workers still run: %s", self, table_of(self).snapshot())
-        except BaseException:
-            cut_others(self)
-            raise
-        finally:
-            if lifecycle is not None:
-                lifecycle.draining = False
+        return dispatcher is None or bool(dispatcher.close(timeout))

@@ -16,7 +16,7 @@ from sockserve.core.active_requests import LiveRequest
 from sockserve.core.loop import Loop
 from sockserve.core.request_life import close
 
-__all__ = ["ThreadDispatcher", "ThreadingMixIn", "WorkerThreads"]
+__all__ = ["ThreadDispatcher", "ThreadingMixIn", "WorkerThreads", "interpreter_ends"]
 
 
 _numbers = itertools.count(1)
@@ -173,7 +173,7 @@ class ThreadingMixIn(DispatchingMixIn):
         try:
             super()._serving_dispatch(live)
         except RuntimeError as error:
-            if not _interpreter_ends(error):
+            if not interpreter_ends(error):
                 raise
             # Nobody can be served any more: no new threads, and the old ones are being waited for.
             live.outcome = "refused"
@@ -181,6 +181,7 @@ class ThreadingMixIn(DispatchingMixIn):
             close(self, live)
 
 
-def _interpreter_ends(error: RuntimeError) -> bool:
+def interpreter_ends(error: RuntimeError) -> bool:
+    """Say whether a thread could not start because none can any more."""
     # CPython 3.12 says so in the text of a plain RuntimeError, 3.13 by PythonFinalizationError with the same text.
     return sys.is_finalizing() or "interpreter shutdown" in str(error)

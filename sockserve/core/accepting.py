@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -168,14 +169,25 @@ class Acceptor:
                 Events.emit(wait, self.server, reason)
         if reason is None and not self.watching:
             self._end_pause()
-            self.loop.watch(self._fd, self._accept)
+            # In this order: a pool's worker may find at once that it must not be watched.
             self.watching = True
+            self._watch()
         elif reason is not None and self.watching:
-            self.loop.unwatch(self._fd)
+            self._unwatch()
             self.watching = False
         if reason == "suspended" and changed:
             # A drain waits for the moment from which nothing new can come.
             table_of(self.server).touch()
+
+    def _watch(self) -> None:
+        self.loop.watch(self._fd, self._accept)
+
+    def _unwatch(self) -> None:
+        self.loop.unwatch(self._fd)
+
+    def has_paused(self) -> bool:
+        """Whether no request is being taken, nor about to be. For whoever suspended the server."""
+        return not self.watching or self.loop.thread in (None, threading.get_ident())
 
     # 2 ACCEPT
 
@@ -246,7 +258,7 @@ class Acceptor:
             self.server.service_actions()
         if self._dispatcher is not None:
             self._dispatcher.reap()
-        if self.server.observers is not self._events.observers:
+        if getattr(self.server, "observers", self._events.observers) is not self._events.observers:
             self._events = events_of(self.server)
         if self._events.tick:
             Events.emit(self._events.tick, self.server)
@@ -257,7 +269,7 @@ class Acceptor:
         """``server_close()`` is about to close the listener. From any thread."""
         self.listener_closed = True
         # Now and not in the next turn: a closed descriptor's number may be somebody else's by then.
-        self.loop.unwatch(self._fd)
+        self._unwatch()
         self.loop.wake()
 
     def leave(self) -> None:
@@ -268,7 +280,7 @@ class Acceptor:
         self.loop.remove(self)
         self._end_pause()
         if not self.listener_closed:
-            self.loop.unwatch(self._fd)
+            self._unwatch()
             self._return_blocking_mode()
         self.watching = False
         if self._dispatcher is not None:

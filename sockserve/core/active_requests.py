@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sockserve.core.one_shot import OneShot
 
-__all__ = ["ActiveRequest", "ActiveRequests", "LiveRequest", "RemoteWorker", "table_of"]
+__all__ = ["ActiveRequest", "ActiveRequests", "LiveRequest", "ParkingPlace", "RemoteWorker", "table_of"]
 
 
 class ActiveRequest(NamedTuple):
@@ -26,8 +26,8 @@ class ActiveRequest(NamedTuple):
     client_address: Any
     """Who asks, as ``get_request()`` told it."""
     state: str
-    """Where in its life it is: one of "accept", "verify", "dispatch", "prepare", "handle", "error", "shutdown", or
-    "kept" (by a subclass, which may serve it later)."""
+    """Where in its life it is: one of "accept", "verify", "dispatch", "prepare", "handle", "error", "shutdown",
+    "parked" (in a pool, until its client has more to say), or "kept" (by a subclass, which may serve it later)."""
     since: float
     """When it was accepted, in seconds of ``time.monotonic()``."""
     handler: Any
@@ -42,6 +42,14 @@ class RemoteWorker(Protocol):
 
     def cut(self) -> None:
         """End it now."""
+
+
+class ParkingPlace(Protocol):
+    """Where a connection waits for its client without a thread."""
+
+    def park(self, live: LiveRequest) -> bool:
+        """Have its ``go_on`` called when its client speaks; false: nobody will. If true the caller has it no more."""
+        ...
 
 
 class LiveRequest:
@@ -63,9 +71,21 @@ class LiveRequest:
     worker: RemoteWorker | None = None
     """Who serves it, if that is not this process."""
 
+    # While its handler waits for its client, in a pool.
+    go_on: Callable[[bool], object] | None = None
+    """Makes its handler go on: with the question whether there is input already answered, or not."""
+    context: Any = None
+    """The context variables of its handler."""
+    parked_fd = -1
+    is_registered = False
+    limit = 0.0
+    """Seconds of silence that its handler bears; 0: any."""
+    parked_at = 0.0
+
     def __init__(self, table: ActiveRequests, events: Any, request: Any, client_address: Any) -> None:
         self.table = table
         self.events = events
+        self.lot = table.lot
         self.key = id(request)
         self.request = request
         self.client_address = client_address
@@ -94,6 +114,8 @@ class ActiveRequests:
         # By identity: a datagram's request is a tuple, and equal ones may be served at once.
         self._live: dict[int, LiveRequest] = {}
         self._watchers: list[Callable[[], None]] = []
+        self.lot: ParkingPlace | None = None
+        """Where those that come in now may be parked."""
         # Guards the change between "verify", "kept" and being served; no verb of a server takes it.
         self._keeping = threading.Lock()
 

@@ -154,7 +154,7 @@ class BaseServer(Generic[RequestT, AddressT]):
         with Loop() as loop:
             # Before the first run() already: a shutdown() from another thread waits from now on.
             loop.thread = threading.get_ident()
-            acceptor = Acceptor(self, self._serving_lifecycle, loop, poll_interval)
+            acceptor = self._serving_make_acceptor(loop, poll_interval)
             acceptor.holds_end = True
             try:
                 loop.run()
@@ -165,7 +165,10 @@ class BaseServer(Generic[RequestT, AddressT]):
 
     def attach(self, loop: Loop, poll_interval: float = 0.5) -> None:
         """Be served by ``loop.run()``, beside other servers, until ``shutdown()``. Raises as ``serve_forever()``."""
-        Acceptor(self, self._serving_lifecycle, loop, poll_interval)
+        self._serving_make_acceptor(loop, poll_interval)
+
+    def _serving_make_acceptor(self, loop: Loop, poll_interval: float) -> Acceptor:
+        return Acceptor(self, self._serving_lifecycle, loop, poll_interval)
 
     def wait_until_serving(self, timeout: float | None = None) -> bool:
         """Wait until a loop serves this server, at most ``timeout`` seconds; say whether one does."""

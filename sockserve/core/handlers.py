@@ -12,7 +12,7 @@ from typing_extensions import TypeVar
 from sockserve.core.active_requests import ActiveRequests
 from sockserve.core.base_server import AddressT, BaseServer, RequestT
 from sockserve.core.loop import wait_readable
-from sockserve.core.streams import StreamReader, open_reader, open_writer
+from sockserve.core.streams import StreamReader, UnbufferedReader, open_reader, open_writer
 from sockserve.net.tls import is_tls
 
 __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler"]
@@ -52,11 +52,17 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         except BaseException:
             self._close_request_files()
             raise
+        self._serving_converse(has_input=True)
+
+    def _serving_converse(self, has_input: bool) -> None:
         try:
-            self.handle()
-            while self._asked_to_keep_open and self._wait_for_more_input():
-                self._asked_to_keep_open = False
+            while has_input or self._wait_for_more_input():
+                has_input = self._asked_to_keep_open = False
                 self.handle()
+                if not self._asked_to_keep_open:
+                    break
+                if self._serving_parks():
+                    return
         except BaseException as error:
             self._handle_raised = True
             try:
@@ -65,6 +71,15 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
                 error.add_note(f"finish() then raised {second!r}")
             raise
         self.finish()
+
+    def _serving_parks(self) -> bool:
+        """Whether the server calls ``_serving_converse()`` when there is more to do, so that nobody need wait here."""
+        table: ActiveRequests | None = getattr(self.server, "_serving_live_table", None)
+        live = None if table is None else table.find(self.request)
+        if live is None or live.lot is None or not self._serving_is_dry():
+            return False
+        live.go_on = self._serving_converse
+        return True
 
     def setup(self) -> None:
         """Called before ``handle()``."""
@@ -103,6 +118,11 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
 
     def _close_request_files(self) -> None:
         """Close what ``setup()`` opened before it raised."""
+
+    def _serving_is_dry(self) -> bool:
+        """Whether all input that was read has been handled, so that more of it makes the descriptor readable."""
+        connection = cast("socket.socket", self.request)
+        return not (is_tls(connection) and connection.pending())
 
     def _wait_for_more_input(self) -> bool:
         connection = cast("socket.socket", self.request)
@@ -154,7 +174,7 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
 
     def buffered_input(self) -> bytes:
         """What ``rfile`` has read ahead of the handler, and still holds. For whoever goes on without ``rfile``."""
-        return self.rfile.buffered() if isinstance(self.rfile, StreamReader) else b""
+        return self.rfile.buffered() if isinstance(self.rfile, StreamReader | UnbufferedReader) else b""
 
     def finish(self) -> None:
         """Send what ``wfile`` still holds and close both files. A peer that left is no error."""
@@ -174,6 +194,18 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
                     file.close()
                 except OSError as error:
                     log.debug("%s: closing %s: %s", self.client_address, name, error)
+
+    def _serving_is_dry(self) -> bool:
+        try:
+            if not self.wfile.closed:
+                # The client may be waiting for this before it says more.
+                self.wfile.flush()
+        except (ConnectionError, TimeoutError):
+            # As whoever waits will find out.
+            return False
+        # Of another file nobody knows what it has read ahead.
+        is_ours = isinstance(self.rfile, StreamReader | UnbufferedReader)
+        return is_ours and not self.buffered_input() and super()._serving_is_dry()
 
     def _wait_for_more_input(self) -> bool:
         peek = getattr(self.rfile, "peek", None)

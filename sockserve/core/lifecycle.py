@@ -39,9 +39,11 @@ class Stay(Protocol):
     loop: Loop
     stop_requested: bool
     """Set it and wake the loop to end the stay."""
-    watching: bool
-    """Whether the loop waits for the listener, or is in the turn that it became ready in."""
     ended: OneShot
+
+    def has_paused(self) -> bool:
+        """Whether no request is being taken, nor about to be."""
+        ...
 
     def listener_closes(self) -> None:
         """``server_close()`` is about to close the listener. From any thread."""
@@ -132,7 +134,7 @@ class Lifecycle:
     def has_paused(self) -> bool:
         """Whether no loop takes requests, nor is about to."""
         acceptor = self.acceptor
-        return acceptor is None or not acceptor.watching or acceptor.loop.thread in (None, threading.get_ident())
+        return acceptor is None or acceptor.has_paused()
 
     def wait_until_idle(
         self,

@@ -18,10 +18,22 @@ from typing import Any, TypeVar
 from sockserve.core.active_requests import LiveRequest, table_of
 from sockserve.core.events import Events, events_of
 from sockserve.errors import HandshakeError
-from sockserve.net.closing import cut
+from sockserve.net.closing import cut, end_input
 from sockserve.net.departure import has_left
 
-__all__ = ["begin", "call", "close", "contain", "cut_others", "drain_one", "forget", "serve", "take", "takes_record"]
+__all__ = [
+    "begin",
+    "call",
+    "close",
+    "contain",
+    "cut_others",
+    "drain_one",
+    "forget",
+    "resume",
+    "serve",
+    "take",
+    "takes_record",
+]
 
 log = logging.getLogger("sockserve")
 
@@ -105,9 +117,39 @@ def serve(server: Any, live: LiveRequest) -> None:
         Events.emit(events.prepare, server, live)
     live.state = "handle"
     server.finish_request(live.request, live.client_address)
-    if events.handle:
-        Events.emit(events.handle, server, live)
+    if live.go_on is None:
+        if events.handle:
+            Events.emit(events.handle, server, live)
+        close(server, live)
+    else:
+        _park_or_close(server, live)
+
+
+def resume(server: Any, live: LiveRequest, has_input: bool) -> None:
+    """As ``serve()``, with a request that was parked; ``has_input``: its client spoke, else that is to be seen."""
+    live.thread = threading.get_ident()
+    live.state = "handle"
+    _go_on(live, has_input)
+    _park_or_close(server, live)
+
+
+def _park_or_close(server: Any, live: LiveRequest) -> None:
+    while live.go_on is not None:
+        if live.lot is not None and live.lot.park(live):
+            # Somebody else may have it by now.
+            return
+        # Nobody would hear its client any more: it ends as in a drain.
+        end_input(live.request)
+        _go_on(live, False)
+    if live.events.handle:
+        Events.emit(live.events.handle, server, live)
     close(server, live)
+
+
+def _go_on(live: LiveRequest, has_input: bool) -> None:
+    go_on, live.go_on = live.go_on, None
+    if go_on is not None:
+        go_on(has_input)
 
 
 def contain(server: Any, live: LiveRequest, step: Callable[[Any, LiveRequest], None]) -> None:

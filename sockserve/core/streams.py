@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from sockserve.errors import PeerTimeoutError
 
-__all__ = ["SocketWriter", "StreamReader", "open_reader", "open_writer"]
+__all__ = ["SocketWriter", "StreamReader", "UnbufferedReader", "open_reader", "open_writer"]
 
 
 class SocketWriter(io.BufferedIOBase):
@@ -181,6 +181,10 @@ class UnbufferedReader(SocketReader):
             self.unread(bytes(line))
             raise
         return bytes(line)
+
+    def buffered(self) -> bytes:
+        """What was put back, and has not been read again."""
+        return self._unread
 
     def readall(self) -> bytes:
         data = bytearray()

@@ -15,7 +15,7 @@ import enum
 import errno
 import sys
 
-__all__ = ["BACK_OFF_FIRST", "BACK_OFF_LAST", "Verdict", "judge"]
+__all__ = ["BACK_OFF_FIRST", "BACK_OFF_LAST", "Verdict", "is_out_of_descriptors", "judge"]
 
 BACK_OFF_FIRST = 0.005
 """Seconds of the first pause: as Go's ``Server.Serve``; long enough that 200 tries a second cost nothing."""
@@ -85,3 +85,8 @@ def judge(error: OSError) -> Verdict:
         by_peer = isinstance(error, (ConnectionError, TimeoutError))
         return Verdict.IGNORE if by_peer else Verdict.BACK_OFF
     return _BY_NUMBER.get(error.errno, Verdict.BACK_OFF)
+
+
+def is_out_of_descriptors(error: BaseException) -> bool:
+    """Say whether an error means that a descriptor has to be closed before another can be opened."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)

@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             *options.addresses,
             model=options.model,
             max_children=options.max_children,
+            max_workers=options.max_workers,
             backlog=options.backlog,
             drain_timeout=options.drain_timeout,
             ready=functools.partial(_tell, options.handler),
@@ -104,10 +105,18 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=functools.partial(_whole_number, 1),
         help="with --model fork, how many serve at once",
     )
+    parser.add_argument(
+        "--max-workers",
+        metavar="N",
+        type=functools.partial(_whole_number, 1),
+        help="with --model pool, how many threads serve at most",
+    )
     parser.add_argument("--log-level", choices=LEVELS, type=str.lower, default="warning", help="(default: %(default)s)")
     options = parser.parse_intermixed_args(argv)
     if options.max_children is not None and options.model != "fork":
         parser.error("--max-children is for --model fork")
+    if options.max_workers is not None and options.model != "pool":
+        parser.error("--max-workers is for --model pool")
     try:
         options.handler, options.addresses = _read_words(options.words)
     except ValueError as error:

@@ -26,6 +26,7 @@ def serve(
     # who runs the handler
     model: str = "thread",
     max_children: int | None = None,
+    max_workers: int | None = None,
     # how it listens
     backlog: int | None = None,
     # how it ends
@@ -45,8 +46,9 @@ def serve(
     handler: the class, or any callable that takes ``(request, client_address, server)``.
     addresses: ``tcp://host:port``, ``tcp://[::1]:0``, ``udp://…``, ``unix:/path``, ``unix-dgram:/path``, ``fd:N``. Of a
         host name one address is bound, an IPv4 one if there is any. A descriptor is closed at the end.
-    model: "thread", "fork" or "inline", the last of which serves one request at a time, whatever the addresses.
+    model: "thread", "pool", "fork" or "inline", the last of which serves one request at a time, whatever the addresses.
     max_children: with "fork", how many requests are served at once; None: the class's default.
+    max_workers: with "pool", how many threads each address has at most; None: the class's default.
     backlog: connections that the kernel may hold while nobody accepts (listen(2)); None: as many as the system allows.
     install_signal_handlers: false leaves signals alone. So does any other thread than the main one, where Python allows
         no handlers. Serving then ends when ``shutdown()`` has been called on every server.
@@ -57,7 +59,7 @@ def serve(
     StreamRequestHandler on datagrams); BindError for one that the system refuses; ValueError for a model that this
     platform lacks; ListenerLostError when a listening socket fails later, once the requests in progress have ended.
     """
-    _check(addresses, model, max_children, drain_timeout)
+    _check(addresses, model, max_children, max_workers, drain_timeout)
     others = tuple(observers)
     handles_signals = install_signal_handlers and threading.current_thread() is threading.main_thread()
     counters = Counters()
@@ -68,6 +70,7 @@ def serve(
         "drain_timeout": 0.0,
         "request_queue_size": backlog,
         "max_children": max_children,
+        "max_workers": max_workers,
     }
     given = {name: value for name, value in settings.items() if value is not None}
     with contextlib.ExitStack() as last_first:
@@ -102,10 +105,20 @@ def serve(
     return counters
 
 
-def _check(addresses: tuple[str, ...], model: str, max_children: int | None, drain_timeout: float | None) -> None:
+def _check(
+    addresses: tuple[str, ...],
+    model: str,
+    max_children: int | None,
+    max_workers: int | None,
+    drain_timeout: float | None,
+) -> None:
     if not addresses:
         raise TypeError("serve() needs an address")
     if max_children is not None and model != "fork":
         raise ValueError(f"max_children limits child processes, and the model {model!r} has none")
+    if max_workers is not None and model != "pool":
+        raise ValueError(f"max_workers limits a pool's threads, and the model {model!r} has none")
+    if max_workers is not None and max_workers < 1:
+        raise ValueError(f"max_workers must be at least 1: {max_workers!r}")
     if drain_timeout is not None and not 0 <= drain_timeout <= threading.TIMEOUT_MAX:
         raise ValueError(f"drain_timeout must be from 0 to {threading.TIMEOUT_MAX} seconds, or None: {drain_timeout!r}")

@@ -1,0 +1,250 @@
+"""A pool's stay in a loop (Leader/Followers; Schmidt et al., Pattern-Oriented Software Architecture 2).
+
+Rule 1. The thread that runs the loop serves nothing: it stays responsive when all workers are busy.
+Rule 2. Nothing is handed from thread to thread: each worker takes its next request itself. When all are busy nobody
+accepts, and the kernel's backlog holds the rest: that is all the back-pressure there is.
+Rule 3. Whoever forbids taking forbids first and asks who takes second; a worker says that it takes first, and asks
+whether it may second. So after "nobody takes" nothing is taken.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import math
+import socket
+import struct
+import sys
+import threading
+import time
+from typing import Any
+
+from sockserve.concurrency.parking import ParkingLot
+from sockserve.concurrency.shared_poller import open_shared_poller
+from sockserve.concurrency.threads import interpreter_ends
+from sockserve.concurrency.workers import Pool
+from sockserve.core.accepting import Acceptor
+from sockserve.core.active_requests import table_of
+from sockserve.core.lifecycle import Lifecycle
+from sockserve.core.loop import Loop, Timer
+from sockserve.net.accept_errors import Verdict, is_out_of_descriptors
+
+__all__ = ["Coordinator"]
+
+log = logging.getLogger("sockserve")
+
+ALL_BUSY = 1.0
+"""Seconds without a free worker after which the log says so: a client notices by then."""
+
+RETRY_THREAD = 1.0
+"""Seconds until another try after a thread could not be started."""
+
+
+class Coordinator(Acceptor):
+    """Lets the workers of a pool accept for one server."""
+
+    def __init__(self, server: Any, lifecycle: Lifecycle, loop: Loop, poll_interval: float) -> None:
+        # Reentrant, because a signal handler may close the listener while this thread watches it.
+        self._watch_lock = threading.RLock()
+        self._failures: collections.deque[tuple[BaseException, Verdict]] = collections.deque()
+        self._poller = open_shared_poller()
+        self.lot = ParkingLot(server, self._poller, loop.wake)
+        settings = server._serving_pool_settings()  # noqa: SLF001 - the mix-in's own
+        self.pool = Pool(settings, self._poller, server._serving_threads, self.lot, loop.wake)  # noqa: SLF001 - as above
+        self._table = table_of(server)
+        self._silence: Timer | None = None
+        self._busy: Timer | None = None
+        self._served = 0
+        self._has_told = False
+        self._cannot_start = False
+        self._is_over = False
+        try:
+            super().__init__(server, lifecycle, loop, poll_interval)
+        except BaseException:
+            # If somebody else serves, there was nothing to leave.
+            self._end_pool()
+            raise
+
+    def _take_over_listener(self) -> None:
+        super()._take_over_listener()
+        self.pool.begin(self.server._handle_request_noblock, self.may_take, self._table.touch)  # noqa: SLF001 - stdlib's
+        vars(self.server)["_serving_pool"] = self.pool
+        self._table.lot = self.lot
+        # Without this one there is no service; without the others there is.
+        self.pool.start_worker()
+        self._start_workers()
+
+    # 1 WAIT
+
+    def before_wait(self) -> None:
+        """As every acceptor; and tend the pool."""
+        if self._failures:
+            error, verdict = self._failures.popleft()
+            # Several workers fail at once for one reason.
+            self._errors += len(self._failures)
+            self._failures.clear()
+            super().failed(error, verdict)
+        super().before_wait()
+        if not self._left:
+            self._tend()
+
+    def _watch(self) -> None:
+        with self._watch_lock:
+            if not self.listener_closed:
+                self.pool.somebody_waits = False
+                self.pool.listener_fd = self._fd
+                self._poller.watch(self._fd)
+
+    def _unwatch(self) -> None:
+        with self._watch_lock:
+            self.watching = False
+            # Its number may soon be a parked connection's.
+            self.pool.listener_fd = -1
+            self._poller.unwatch(self._fd)
+
+    def has_paused(self) -> bool:
+        """Whether no worker is taking a request, nor about to."""
+        return super().has_paused() and not self._is_taking()
+
+    def _is_taking(self) -> bool:
+        self.pool.somebody_waits = True
+        return self.pool.is_taking({live.thread for live in self._table.all()})
+
+    # 2 ACCEPT, in the workers
+
+    def may_take(self) -> bool:
+        """Whether a worker may take a request now; if not, nobody will be told of any."""
+        if not self._is_forbidden():
+            return True
+        with self._watch_lock:
+            if self._is_forbidden():
+                self._unwatch()
+        # The loop watches it again when it may.
+        self.loop.wake()
+        return False
+
+    def _is_forbidden(self) -> bool:
+        return self.stop_requested or self.listener_closed or self.lifecycle.suspended
+
+    def recovered(self) -> None:
+        """A descriptor was to be had: whatever made accept fail is over."""
+        with self._watch_lock:
+            if self.delay:
+                super().recovered()
+
+    def failed(self, error: BaseException, verdict: Verdict) -> None:
+        """Make room among the parked, or leave it to the coordinator what the table says about an error."""
+        if self.listener_closed or verdict is Verdict.IGNORE:
+            return
+        if is_out_of_descriptors(error) and self.lot.make_room():
+            return
+        # At once, or the workers would try again and again.
+        self._unwatch()
+        self._failures.append((error, verdict))
+        self.loop.wake()
+
+    # 9 TICK
+
+    def _tend(self) -> None:
+        pool, lot = self.pool, self.lot
+        if lot.wants_look:
+            self._look_at_the_silent()
+        if pool.wants_worker:
+            self._start_workers()
+        if pool.is_full and self._busy is None:
+            self._served = pool.served()
+            self._busy = self.loop.call_later(ALL_BUSY, self._look_at_the_busy)
+        if lot.parked and self.lifecycle.draining:
+            self._help_to_end()
+
+    def _look_at_the_silent(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+        self.lot.look()
+        until = self.lot.next_look - time.monotonic()
+        self._silence = None if until == math.inf else self.loop.call_later(until, self._look_at_the_silent)
+
+    def _start_workers(self) -> None:
+        if self._cannot_start:
+            return
+        pool = self.pool
+        pool.wants_worker = False
+        try:
+            while pool.needs_worker():
+                pool.start_worker()
+        except RuntimeError as error:
+            if interpreter_ends(error):
+                self.stop_requested = True
+                self.loop.wake()
+                return
+            log.warning(
+                "%s: goes on with %d workers, because no thread starts: %s", self.server, len(pool.workers), error
+            )
+            self._cannot_start = True
+            self.loop.call_later(RETRY_THREAD, self._try_to_start_again)
+
+    def _try_to_start_again(self) -> None:
+        self._cannot_start = False
+        if not self._left:
+            self._start_workers()
+
+    def _look_at_the_busy(self) -> None:
+        self._busy = None
+        pool = self.pool
+        if pool.idle or self._left:
+            pool.is_full = self._has_told = False
+            return
+        if pool.served() != self._served:
+            self._has_told = False
+        elif not self._has_told:
+            self._has_told = True
+            log.warning(
+                "%s: none of %d workers has been free for %g s, %s",
+                self.server,
+                len(pool.workers),
+                ALL_BUSY,
+                _tell_backlog(self.listener),
+            )
+
+    def _help_to_end(self) -> None:
+        """See that somebody ends the parked even if all workers are busy."""
+        if not self.pool.idle:
+            with contextlib.suppress(RuntimeError):
+                self.pool.start_helper()
+
+    # leaving
+
+    def leave(self) -> None:
+        """Leave the loop, with no worker taking anything more. Idempotent."""
+        if self._left:
+            return
+        self.stop_requested = True
+        self._unwatch()
+        # A worker in accept() must not find the listener blocking again.
+        while True:
+            change = self._table.next_change()
+            if not self._is_taking():
+                break
+            change.wait()
+        self._table.lot = None
+        self.pool.stop()
+        if self.lot.parked:
+            self._help_to_end()
+        super().leave()
+        self._end_pool()
+
+    def _end_pool(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self.pool.let_go()
+
+
+def _tell_backlog(listener: Any) -> str:
+    waiting: int | None = None
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            # tcp(7): of a listening socket tcpi_unacked is the length of its backlog.
+            info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+            (waiting,) = struct.unpack_from("=I", info, 24)
+    return "and new clients wait" if waiting is None else f"and {waiting} clients wait in the backlog"

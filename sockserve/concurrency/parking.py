@@ -1,0 +1,204 @@
+"""Connections that hold no thread: parked until their client has more to say.
+
+Rule 1. Whoever takes a parked connection out of ``parked`` owns it, and only its owner touches or closes it.
+Rule 2. Parking is the last act of whoever serves a connection: afterwards another thread may own it.
+Rule 3. An event names a descriptor, whose number may be another connection's by the time somebody acts on it. That
+takes a connection to be taken out without its event, a *claim*; so an event that a claim may have overtaken is not
+believed: its connection is armed again, and speaks again if it did.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sockserve.concurrency.shared_poller import SharedPoller
+from sockserve.core.active_requests import LiveRequest
+from sockserve.core.request_life import contain, resume
+from sockserve.net.closing import end_input
+from sockserve.net.tls import is_tls
+
+__all__ = ["ParkingLot"]
+
+log = logging.getLogger("sockserve")
+
+LIMITS_PER_SECOND = 16
+"""A limit of silence is rounded up to a multiple of this part of a second."""
+
+ROOM = 16
+"""Connections closed at once when descriptors have run out: a little more than the one that is asked for."""
+
+ROOM_LOG_INTERVAL = 60.0
+"""Seconds between two lines in the log about that."""
+
+
+class ParkingLot:
+    """The parked connections of one server."""
+
+    def __init__(self, server: Any, poller: SharedPoller, wake: Callable[[], None]) -> None:
+        self.server = server
+        self.poller = poller
+        self.parked: dict[int, LiveRequest] = {}
+        """By descriptor, the longest parked first. Each operation on it is a single atomic one."""
+        self.claims = 0
+        """Odd while a claim is under way; each one changes it."""
+        self.wants_look = False
+        """Whether the coordinator is to call ``look()`` now."""
+        self.next_look = math.inf
+        """When it is to call it anyway, in seconds of ``time.monotonic()``."""
+        self._wake = wake
+        self._is_closed = False
+        self._said_room_at = -math.inf
+        self._claiming = threading.Lock()
+        # For each time-out those parked with it, the longest first: only the first of each has to be looked at.
+        self._silent: dict[float, dict[int, LiveRequest]] = {}
+
+    def park(self, live: LiveRequest) -> bool:
+        """Give a connection to whoever sees that its client speaks; false: nobody will any more.
+
+        If true the caller must not touch it again. Raises OSError if the system cannot watch it.
+        """
+        fd = live.request.fileno()
+        if fd < 0 or self._is_closed or live.detached:
+            return False
+        live.parked_fd = fd
+        # A copy: this thread has not left the present one when the next enters it.
+        live.context = contextvars.copy_context()
+        live.thread = None
+        live.state = "parked"
+        limit = live.request.gettimeout()
+        if limit:
+            self._limit(live, limit)
+        elif live.limit:
+            live.limit = 0.0
+        return self._arm(live)
+
+    def _limit(self, live: LiveRequest, limit: float) -> None:
+        # Rounded up, or a program that computes its time-outs would make a queue for each.
+        limit = live.limit = math.ceil(limit * LIMITS_PER_SECOND) / LIMITS_PER_SECOND
+        live.parked_at = time.monotonic()
+        # Entered first, and next_look read second: look() does it the other way round.
+        self._silent.setdefault(limit, {})[live.parked_fd] = live
+        if live.parked_at + limit < self.next_look and not self.wants_look:
+            self.wants_look = True
+            self._wake()
+
+    def _arm(self, live: LiveRequest) -> bool:
+        fd = live.parked_fd
+        self.parked[fd] = live
+        # In this order: close() does it the other way round.
+        if self._is_closed:
+            return self.parked.pop(fd, None) is not live
+        again, live.is_registered = live.is_registered, True
+        try:
+            self.poller.arm(fd, again)
+        except OSError:
+            self.parked.pop(fd, None)
+            raise
+        return True
+
+    def serve(self, live: LiveRequest, has_input: bool) -> None:
+        """Go on with a connection that the caller has taken out, until it is parked again or over.
+
+        ``has_input`` says that its client spoke; else that may be, or it is the end.
+        """
+        if live.limit:
+            self._silent[live.limit].pop(live.parked_fd, None)
+        step = _answer if has_input and not is_tls(live.request) else _look_and_answer
+        live.context.run(contain, self.server, live, step)
+        # Whoever has been given it may live longer than this server: it must not stay in the poller.
+        if live.detached and live.is_registered and live.request.fileno() == live.parked_fd:
+            self.poller.unwatch(live.parked_fd)
+
+    def claim(self, live: LiveRequest) -> bool:
+        """Take a connection out without an event; false: somebody else has."""
+        fd = live.parked_fd
+        if self.parked.get(fd) is not live:
+            return False
+        with self._claiming:
+            self.claims += 1
+            taken = self.parked.pop(fd, None)
+            if taken is live:
+                self.poller.unwatch(fd)
+                live.is_registered = False
+            self.claims += 1
+        if taken is not None and taken is not live:
+            # In this very moment it ended, and another one has its descriptor.
+            self.put_back(taken)
+        return taken is live
+
+    def put_back(self, live: LiveRequest) -> None:
+        """Park one again that was taken out and not served."""
+        if not self._arm(live):
+            self._end(live)
+
+    def _end(self, live: LiveRequest) -> None:
+        end_input(live.request)
+        self.serve(live, False)
+
+    def look(self) -> None:
+        """Let those go whose clients have been silent for too long, and say when to look again. For one thread."""
+        self.wants_look = False
+        self.next_look = math.inf
+        now = time.monotonic()
+        earliest = math.inf
+        for limit, queue in self._silent.copy().items():
+            while (live := _first(queue)) is not None:
+                due = live.parked_at + limit
+                if due > now:
+                    earliest = min(earliest, due)
+                    break
+                if not self.claim(live):
+                    # Its client spoke in this moment.
+                    earliest = min(earliest, now + 1 / LIMITS_PER_SECOND)
+                    break
+                queue.pop(live.parked_fd, None)
+                log.debug("%s said nothing for %g s", live.client_address, limit)
+                # What is to be done about that is a handler's work, and a worker does it.
+                end_input(live.request)
+                self.put_back(live)
+        self.next_look = earliest
+
+    def make_room(self) -> int:
+        """Close some of those that have been parked longest, because descriptors have run out; return how many."""
+        room = 0
+        while room < ROOM and (live := _first(self.parked)) is not None:
+            if self.claim(live):
+                room += 1
+                self._end(live)
+        if room and time.monotonic() - self._said_room_at > ROOM_LOG_INTERVAL:
+            self._said_room_at = time.monotonic()
+            log.warning("%s: out of descriptors: closing the connections that have been parked longest", self.server)
+        return room
+
+    def end_all(self) -> None:
+        """End those that are parked now."""
+        for live in self.parked.copy().values():
+            if self.claim(live):
+                self._end(live)
+
+    def close(self) -> None:
+        """Park nobody any more."""
+        self._is_closed = True
+
+
+def _answer(server: Any, live: LiveRequest) -> None:
+    resume(server, live, True)
+
+
+def _look_and_answer(server: Any, live: LiveRequest) -> None:
+    resume(server, live, False)
+
+
+def _first(connections: dict[int, LiveRequest]) -> LiveRequest | None:
+    while True:
+        try:
+            return next(iter(connections.values()), None)
+        except RuntimeError:
+            # Another thread changed it between the two calls.
+            continue

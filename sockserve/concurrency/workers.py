@@ -1,0 +1,249 @@
+"""The threads of a pool: each takes what is ready and serves it itself, until the pool ends.
+
+Rule 1. There is always a thread that waits, unless ``max_workers`` of them are busy: whoever takes the last idle place
+asks for another thread, and whoever would be the last to wait does not retire.
+Rule 2. A worker that dies of an exception is reported and replaced, so that nothing of it reaches the next request.
+Rule 3. After ``stop()`` nothing is taken any more; what is being served is served to its end.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sockserve.concurrency.parking import ParkingLot
+from sockserve.concurrency.shared_poller import INPUT, SharedPoller
+from sockserve.concurrency.threads import WorkerThreads
+
+__all__ = ["Pool", "PoolSettings", "Worker"]
+
+log = logging.getLogger("sockserve")
+
+
+class PoolSettings(NamedTuple):
+    """What a server says about its pool when its stay in a loop begins."""
+
+    name: str
+    fewest: int
+    most: int
+    idle_timeout: float
+    """Seconds; -1: without limit."""
+    make_thread: Callable[[Callable[[], object]], threading.Thread]
+    block_on_close: bool
+
+
+class Pool:
+    """The threads that share one poller, for one stay of a server in a loop."""
+
+    def __init__(
+        self,
+        settings: PoolSettings,
+        poller: SharedPoller,
+        threads: WorkerThreads,
+        lot: ParkingLot,
+        wake: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.poller = poller
+        self.lot = lot
+        self.threads = threads
+        self.wake = wake
+        """Makes the coordinator tend the pool."""
+        self.context = contextvars.copy_context()
+        self.listener_fd = -1
+        self.stopping = False
+        self.somebody_waits = False
+        """Whether somebody wants to hear when a worker is done with taking."""
+        self.wants_worker = False
+        self.is_full = False
+        """Whether all workers were busy when the coordinator last heard of it."""
+        # A list of tokens, because pop() and append() are atomic with and without the GIL.
+        self.idle: list[None] = []
+        self.workers: dict[int, Worker] = {}
+        # Guards the number of workers, and who closes the poller.
+        self._counting = threading.Lock()
+        self._users = 1
+        self._helper: threading.Thread | None = None
+
+    def begin(self, take: Callable[[], object], may_take: Callable[[], bool], done_taking: Callable[[], None]) -> None:
+        """Say how a worker takes one request from the listener and serves it, whether it may, and who hears of it."""
+        self.take = take
+        self.may_take = may_take
+        self.done_taking = done_taking
+
+    def start_worker(self) -> None:
+        """Start one more. Raises RuntimeError if the system has no thread to give."""
+        worker = Worker(self)
+        self.workers[id(worker)] = worker
+        # Counted from now on, or the next to look would start another.
+        self.idle.append(None)
+        try:
+            self._start(worker, worker.run)
+        except BaseException:
+            self.idle.pop()
+            self.workers.pop(id(worker), None)
+            raise
+
+    def _start(self, worker: Worker, target: Callable[[], object]) -> None:
+        thread = worker.thread = self.settings.make_thread(target)
+        with self._counting:
+            self._users += 1
+        if self.settings.block_on_close:
+            # Before it starts, or it could end without being known.
+            self.threads.append(thread)
+        try:
+            thread.start()
+        except BaseException:
+            self.threads.remove(thread)
+            self.let_go()
+            raise
+
+    def start_helper(self) -> None:
+        """Start one that only ends those that are parked, if there is none. Raises RuntimeError as above."""
+        if self._helper is None or not self._helper.is_alive():
+            worker = Worker(self)
+            self._start(worker, worker.help)
+            self._helper = worker.thread
+
+    def needs_worker(self) -> bool:
+        """Whether one more is to be started."""
+        count = len(self.workers)
+        return count < self.settings.fewest or (count < self.settings.most and not self.idle)
+
+    def served(self) -> int:
+        """A number that changes when a worker has become free."""
+        return sum(worker.served for worker in self.workers.copy().values())
+
+    def left(self, worker: Worker) -> None:
+        """A worker's thread is about to end."""
+        self.workers.pop(id(worker), None)
+        self.let_go()
+        if self.somebody_waits:
+            self.done_taking()
+        self.threads.finished(worker.thread)
+
+    def let_go(self) -> None:
+        """Somebody needs the poller no longer."""
+        with self._counting:
+            self._users -= 1
+            is_last = not self._users
+        if is_last:
+            self.poller.close()
+
+    def may_retire(self, worker: Worker) -> bool:
+        """Whether a worker that found nothing to do may go; then it counts no longer."""
+        with self._counting:
+            if len(self.workers) <= self.settings.fewest:
+                return False
+            self.idle.pop()
+            if not self.idle:
+                # Nobody else waits.
+                self.idle.append(None)
+                return False
+            self.workers.pop(id(worker), None)
+            return True
+
+    def is_taking(self, threads_that_serve: set[int | None]) -> bool:
+        """Whether a worker may be just now taking a request that is not yet among those being served."""
+        return any(
+            worker.taking and worker.thread.ident not in threads_that_serve for worker in self.workers.copy().values()
+        )
+
+    def last_place_was_taken(self) -> None:
+        """All workers are busy."""
+        if len(self.workers) < self.settings.most:
+            if not self.wants_worker:
+                self.wants_worker = True
+                self.wake()
+        elif not self.is_full:
+            self.is_full = True
+            self.wake()
+
+    def stop(self) -> None:
+        """Take nothing more; the workers leave when they have nothing left to do. Idempotent, from any thread."""
+        self.stopping = True
+        self.lot.close()
+        self.poller.end()
+
+
+class Worker:
+    """One thread of a pool."""
+
+    thread: threading.Thread
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.taking = False
+        """Whether it takes a request, or serves one that it took."""
+        self.served = 0
+
+    def run(self) -> None:
+        """Serve until the pool ends, or there is nothing to do for too long."""
+        pool = self.pool
+        has_retired = False
+        try:
+            has_retired = self._work()
+            if not has_retired:
+                pool.lot.end_all()
+        except BaseException:
+            log.exception("%s: %s dies, another worker takes its place", pool.settings.name, self.thread.name)
+        finally:
+            if not has_retired:
+                pool.idle.pop()
+            pool.left(self)
+            if not has_retired and not pool.stopping:
+                pool.wants_worker = True
+                pool.wake()
+
+    def help(self) -> None:
+        """End those that are parked."""
+        try:
+            self.pool.lot.end_all()
+        finally:
+            self.pool.left(self)
+
+    def _work(self) -> bool:
+        """False: the pool has ended; true: this worker may retire."""
+        pool = self.pool
+        poll, idle, lot, parked = pool.poller.poll, pool.idle, pool.lot, pool.lot.parked
+        workers, fewest, idle_timeout = pool.workers, pool.settings.fewest, pool.settings.idle_timeout
+        while not pool.stopping:
+            claims = lot.claims
+            # The last few wait without limit: an idle pool does not wake.
+            events = poll(idle_timeout if len(workers) > fewest else -1, 1)
+            if not events:
+                if pool.may_retire(self):
+                    return True
+                continue
+            fd, event = events[0]
+            idle.pop()
+            try:
+                if not idle:
+                    pool.last_place_was_taken()
+                if fd == pool.listener_fd:
+                    self._take()
+                elif (live := parked.pop(fd, None)) is not None:
+                    if lot.claims == claims and not claims & 1:
+                        lot.serve(live, event == INPUT)
+                    else:
+                        # The event may be about an earlier connection that had this descriptor.
+                        lot.put_back(live)
+            finally:
+                self.served += 1
+                idle.append(None)
+        return False
+
+    def _take(self) -> None:
+        pool = self.pool
+        # In this order: whoever forbids taking does so first, and asks who takes second.
+        self.taking = True
+        try:
+            if pool.may_take():
+                pool.context.copy().run(pool.take)
+        finally:
+            self.taking = False
+            if pool.somebody_waits:
+                pool.done_taking()
