@@ -5,7 +5,7 @@
 #   errors          what can go wrong, and whose doing it is
 #   net/            sockets: named, opened, judged, closed; no server, no handler, no thread
 #   core/           the loop, a request's life, the servers, the handlers
-#   concurrency/    who runs the handler, or the loop: threads, forks, a pool
+#   concurrency/    who runs the handler, or the loop: threads, forks, a pool, worker processes
 #   ready_made      the combinations
 #   run/            servers as a program: serve(), signals, the command line
 #   testing         tools for those who test their handlers
@@ -32,6 +32,7 @@ from sockserve.errors import (
     AddressError,
     AlreadyServingError,
     BindError,
+    CrashLoopError,
     DatagramTruncatedError,
     DropInError,
     HandshakeError,
@@ -80,6 +81,7 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     "AddressError",
     "AlreadyServingError",
     "BindError",
+    "CrashLoopError",
     "DatagramTruncatedError",
     "DropInError",
     "HandshakeError",
@@ -91,9 +93,10 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
 
 if hasattr(_os, "fork"):
     from sockserve.concurrency.forks import ForkingMixIn
+    from sockserve.concurrency.prefork import PreForkMixIn
     from sockserve.ready_made import ForkingTCPServer, ForkingUDPServer
 
-    __all__ += ["ForkingMixIn", "ForkingTCPServer", "ForkingUDPServer"]
+    __all__ += ["ForkingMixIn", "ForkingTCPServer", "ForkingUDPServer", "PreForkMixIn"]
 
 if hasattr(_socket, "AF_UNIX"):
     from sockserve.core.server import UnixDatagramServer, UnixStreamServer

@@ -14,6 +14,7 @@ __all__ = [
     "AddressError",
     "AlreadyServingError",
     "BindError",
+    "CrashLoopError",
     "DatagramTruncatedError",
     "DropInError",
     "HandshakeError",
@@ -46,6 +47,10 @@ class ServerClosedError(SockserveError, ValueError):
 
 class ListenerLostError(SockserveError, RuntimeError):
     """The listening socket failed, or was closed or replaced under the running loop."""
+
+
+class CrashLoopError(SockserveError, RuntimeError):
+    """Worker processes end as soon as they begin, again and again; the message names the cause of the last."""
 
 
 class DropInError(SockserveError, RuntimeError):

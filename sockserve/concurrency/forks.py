@@ -30,7 +30,7 @@ from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import forget
 from sockserve.net.closing import end_input
 
-__all__ = ["ForkDispatcher", "ForkingMixIn"]
+__all__ = ["Child", "ForkDispatcher", "ForkingMixIn", "flush_log_handlers", "flush_standard_streams", "leave_process"]
 
 log = logging.getLogger("sockserve")
 
@@ -69,7 +69,7 @@ class Child:
     def drain(self) -> None:
         """SIGTERM: the child makes its client's input end."""
         self._drain_again = time.monotonic() + DRAIN_AGAIN
-        self._send(signal.SIGTERM)
+        self.send(signal.SIGTERM)
 
     @property
     def drains(self) -> bool:
@@ -83,9 +83,10 @@ class Child:
 
     def cut(self) -> None:
         """SIGKILL."""
-        self._send(signal.SIGKILL)
+        self.send(signal.SIGKILL)
 
-    def _send(self, signum: int) -> None:
+    def send(self, signum: int) -> None:
+        """Send it a signal. No effect once it was reaped."""
         pidfd = self.pidfd
         try:
             if pidfd is not None:
@@ -150,8 +151,8 @@ class ForkDispatcher:
         while self.full():
             self.wait_for_one(None)
         # What this process has buffered must not be written a second time by the child.
-        _flush_standard_streams()
-        _flush_log_handlers()
+        flush_standard_streams()
+        flush_log_handlers()
         # Held back until the child says what SIGTERM means there, and until the parent knows of its child.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
@@ -383,15 +384,20 @@ def _be_child(serve: Callable[[], str]) -> NoReturn:
         # The request's own errors were reported by now; this is one in reporting them.
         log.exception("a child process failed")
     finally:
-        try:
-            # In this order: a timer of the handler's own must not kill the child.
-            signal.setitimer(signal.ITIMER_REAL, FLUSH_LIMIT)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-            _flush_standard_streams()
-            logging.shutdown()
-        finally:
-            os._exit(status)
+        leave_process(status)
+
+
+def leave_process(status: int) -> NoReturn:
+    """End a forked process: what it wrote is flushed, if that is possible in a moment, and nothing else runs."""
+    try:
+        # In this order: a timer of the handler's own must not kill the child.
+        signal.setitimer(signal.ITIMER_REAL, FLUSH_LIMIT)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        flush_standard_streams()
+        logging.shutdown()
+    finally:
+        os._exit(status)
 
 
 def _open_pidfd(pid: int) -> int | None:
@@ -405,7 +411,8 @@ def _open_pidfd(pid: int) -> int | None:
         return None
 
 
-def _flush_log_handlers() -> None:
+def flush_log_handlers() -> None:
+    """Write what log handlers hold back: a child must not write it a second time."""
     # As logging.shutdown() finds them; a handler may hold back what it was given before the fork.
     handlers: Any = logging._handlerList  # type: ignore[attr-defined]  # noqa: SLF001
     references = cast("list[Callable[[], logging.Handler | None]]", handlers[:])
@@ -419,7 +426,8 @@ def _flush_log_handlers() -> None:
                 pass
 
 
-def _flush_standard_streams() -> None:
+def flush_standard_streams() -> None:
+    """Write what this process has printed, or a child would write it again."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -75,6 +75,8 @@ class Acceptor:
         self._errors = 0
         self._retry: Timer | None = None
         self._retry_now = False
+        self._is_shared = getattr(server, "_serving_shares_listener", False)
+        self._looks_again = False
         self._hears_changes = False
         self._dispatcher: Any = None
         self.listener: Any = getattr(server, "socket", None)
@@ -150,6 +152,12 @@ class Acceptor:
                     self.max_wait = self._poll_interval if self._ticks else None
                 else:
                     self.max_wait = min(must_poll, self._poll_interval) if self._ticks else must_poll
+            if self._looks_again:
+                self._looks_again = False
+                if self._is_shared and self.watching:
+                    # The kernel looks only when a watch begins.
+                    self._unwatch()
+                    self.watching = False
             if reason is not None or not self.watching:
                 self._pause_or_go_on(reason)
         except (OSError, ValueError, ListenerLostError):
@@ -160,6 +168,11 @@ class Acceptor:
             if not self.stop_requested:  # again: a signal handler may have stopped it properly since
                 log.warning("%s: server_close() came before shutdown(); the loop ends", self.server)
             self.leave()
+
+    def look_again(self) -> None:
+        """See whether somebody waits for whom another process was woken. From any thread."""
+        self._looks_again = True
+        self.loop.wake()
 
     def _pause_or_go_on(self, reason: str | None) -> None:
         changed = reason != self._paused_for
@@ -180,7 +193,7 @@ class Acceptor:
             table_of(self.server).touch()
 
     def _watch(self) -> None:
-        self.loop.watch(self._fd, self._accept)
+        self.loop.watch(self._fd, self._accept, shared=self._is_shared)
 
     def _unwatch(self) -> None:
         self.loop.unwatch(self._fd)

@@ -72,7 +72,7 @@ class Loop:
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
-        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._callbacks: dict[int, Callable[[], object]] = {}
         self._timers: list[Timer] = []
         self._sources: tuple[Source, ...] = ()
         self.thread: int | None = None
@@ -87,10 +87,13 @@ class Loop:
         """Host it no longer; ``run()`` returns when none is left."""
         self._sources = tuple(hosted for hosted in self._sources if hosted is not source)
 
-    def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call back in every turn that finds the descriptor readable (level-triggered) until ``unwatch``."""
+    def watch(self, fd: int, callback: Callable[[], object], *, shared: bool = False) -> None:
+        """Call back in every turn that finds the descriptor readable (level-triggered) until ``unwatch``.
+
+        ``shared``: other processes wait for the same; not all need to wake (EPOLLEXCLUSIVE, where there is that).
+        """
         self._callbacks[fd] = callback
-        self._poller.register(fd)
+        self._poller.register(fd, shared=shared)
 
     def unwatch(self, fd: int) -> None:
         """Stop watching; from any thread, before the descriptor is closed. No effect on one that is not watched."""
@@ -209,7 +212,7 @@ class Loop:
 
 
 class _Poller(Protocol):
-    def register(self, fd: int) -> None: ...
+    def register(self, fd: int, *, shared: bool = False) -> None: ...
 
     def unregister(self, fd: int) -> None: ...
 
@@ -226,8 +229,8 @@ class _EpollPoller:
         # Retried by the interpreter with the time that remains when a signal interrupts it (PEP 475).
         self.poll = self._epoll.poll
 
-    def register(self, fd: int) -> None:
-        self._epoll.register(fd, select.EPOLLIN)
+    def register(self, fd: int, *, shared: bool = False) -> None:
+        self._epoll.register(fd, select.EPOLLIN | (select.EPOLLEXCLUSIVE if shared else 0))
 
     def unregister(self, fd: int) -> None:
         try:
@@ -246,7 +249,7 @@ class _SelectorPoller:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
 
-    def register(self, fd: int) -> None:
+    def register(self, fd: int, *, shared: bool = False) -> None:
         self._selector.register(fd, selectors.EVENT_READ)
 
     def unregister(self, fd: int) -> None:

@@ -21,11 +21,23 @@ from typing import SupportsIndex
 
 from sockserve.errors import AddressError
 from sockserve.net.address import is_ipv6
+from sockserve.net.tls import wrapped_like
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["BoundPath", "UnixName", "adopt", "apply_reuse", "bind_unix", "family_of", "unix_name"]
+__all__ = [
+    "BoundPath",
+    "UnixName",
+    "adopt",
+    "apply_reuse",
+    "bind_unix",
+    "family_of",
+    "listens",
+    "shares_port",
+    "twin_of",
+    "unix_name",
+]
 
 _LOCK_PATIENCE = 2.0
 """Seconds to wait for other starters in the directory. Each holds the lock for microseconds; whoever holds it longer is
@@ -56,6 +68,48 @@ def apply_reuse(sock: socket.socket, reuse_address: bool, reuse_port: bool) -> N
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if reuse_port and hasattr(socket, "SO_REUSEPORT"):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+def listens(sock: object) -> bool:
+    """Whether it is a stream socket that listens."""
+    if not isinstance(sock, socket.socket) or sock.type != socket.SOCK_STREAM:
+        return False
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except (OSError, AttributeError):
+        # macOS knows the option for AF_INET only.
+        return True
+
+
+def shares_port(sock: object) -> bool:
+    """Whether other sockets may be bound to the same port beside it (SO_REUSEPORT)."""
+    option: int | None = getattr(socket, "SO_REUSEPORT", None)
+    if option is None or not isinstance(sock, socket.socket):
+        return False
+    return sock.family in (socket.AF_INET, socket.AF_INET6) and bool(sock.getsockopt(socket.SOL_SOCKET, option))
+
+
+def twin_of(sock: socket.socket, backlog: int) -> socket.socket:
+    """Make another socket at the address of one that shares its port, with the same options, TLS and mode.
+
+    Raises OSError.
+    """
+    twin = socket.socket(sock.family, sock.type, sock.proto)
+    try:
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            twin.setsockopt(socket.SOL_SOCKET, option, sock.getsockopt(socket.SOL_SOCKET, option))
+        if sock.family == socket.AF_INET6:
+            only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            twin.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        twin.bind(sock.getsockname())
+        if listens(sock):
+            twin.listen(backlog)
+        twin = wrapped_like(sock, twin)
+        twin.settimeout(sock.gettimeout())
+    except BaseException:
+        twin.close()
+        raise
+    return twin
 
 
 def family_of(host: object, default: int) -> int:

@@ -18,7 +18,7 @@ from sockserve.errors import HandshakeError
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["close_notify", "defer_handshake", "handshake", "is_tls"]
+__all__ = ["close_notify", "defer_handshake", "handshake", "is_tls", "wrapped_like"]
 
 
 def is_tls(sock: object) -> TypeIs[ssl.SSLSocket]:
@@ -41,6 +41,18 @@ def defer_handshake(listener: socket.socket) -> None:
             # Only the option makes it true: without it OpenSSL 3 calls an end of input without close_notify a fatal
             # error, answers with an alert, and lets nothing be written any more. A drain ends the input so.
             listener.context.options |= sys.modules["ssl"].OP_IGNORE_UNEXPECTED_EOF
+
+
+def wrapped_like(listener: socket.socket, twin: socket.socket) -> socket.socket:
+    """Return ``twin``, or if an SSLContext wrapped the listener, what the same context makes of it in the same way."""
+    if not is_tls(listener):
+        return twin
+    return listener.context.wrap_socket(
+        twin,
+        server_side=listener.server_side,
+        do_handshake_on_connect=listener.do_handshake_on_connect,  # type: ignore[attr-defined]  # missing in typeshed
+        suppress_ragged_eofs=listener.suppress_ragged_eofs,  # type: ignore[attr-defined]  # missing in typeshed
+    )
 
 
 def handshake(sock: ssl.SSLSocket, timeout: float | None) -> None:

@@ -1,0 +1,400 @@
+"""N worker processes, made before the first request comes, and a supervisor that keeps them.
+
+Rule 1. ``serve_forever()`` is what each worker runs, in the server's own way: inline, in threads, in a pool, in
+greenlets. The supervisor takes no request.
+Rule 2. Sockets belong to places and not to processes: whoever takes a dead worker's place finds what waits there.
+Rule 3. The verbs mean all workers in the supervisor's process, and that one worker inside of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+from sockserve.concurrency.dispatch import DispatchingMixIn
+from sockserve.concurrency.forks import ForkingMixIn
+from sockserve.concurrency.supervised import leave_within
+from sockserve.concurrency.supervisor import Supervisor
+from sockserve.concurrency.worker_process import Duties, Link, wait_for_requests
+from sockserve.core.base_order import refuse_wrong_order
+from sockserve.core.base_server import BaseServer
+from sockserve.core.events import LogObserver
+from sockserve.core.lifecycle import Drained, Lifecycle
+from sockserve.core.loop import Loop
+from sockserve.core.one_shot import OneShot
+from sockserve.errors import AlreadyServingError, ServerClosedError
+from sockserve.net.listen import listens, shares_port, twin_of
+
+__all__ = ["PreForkMixIn", "handling_signals"]
+
+IDLE_POLL = 0.05
+"""Seconds between two looks at what the workers have in progress, while somebody waits for all of it."""
+
+
+class Stay:
+    """The supervisor's stay in a loop, as a server's ``Lifecycle`` knows it."""
+
+    watching = False
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.stop_requested = False
+        self.ended = OneShot()
+
+    def has_paused(self) -> bool:
+        """The supervisor takes no request."""
+        return True
+
+    def listener_closes(self) -> None:
+        """Without its listener it stops."""
+        self.stop_requested = True
+        self.loop.wake()
+
+
+class PreForkMixIn:
+    """Serves in worker processes. Write it first: ``class S(PreForkMixIn, ThreadPoolMixIn, TCPServer)``.
+
+    ``serve_forever()`` forks the workers and supervises them until ``shutdown()``: one that ends is replaced, one whose
+    loop stands still is killed and replaced. It raises CrashLoopError when workers end as soon as they begin, again and
+    again. In the main thread, signals that have their default meaning get another one for that time:
+
+    - SIGTERM: drain and return; a second one cuts
+    - SIGHUP: replace the workers one after the other, each new one being ready before the old one drains
+    - SIGTTIN, SIGTTOU: one worker more, one less
+
+    All hooks of a request's life run in the workers. Observers hear there too, and ``active_requests`` is what this
+    process serves: nothing, in the supervisor.
+    """
+
+    processes: int | None = None
+    """How many workers; None: as many as there are CPUs that this process may use. Read by ``serve_forever()``."""
+
+    max_requests: int | None = None
+    """After about how many requests a worker is replaced, against memory that grows; None: never."""
+
+    max_requests_jitter: int | None = None
+    """How many more at random, so that not all are replaced at once; None: up to a tenth."""
+
+    worker_timeout: float | None = 60.0
+    """Seconds after which a worker whose loop has not turned is killed, with its threads' stacks in the log; None:
+    never. An inline handler keeps the loop from turning, so that this bounds its request."""
+
+    drain_timeout: float | None = 30.0
+    """Seconds that a worker which is to end may take for its requests, before they are cut; None: without limit."""
+
+    worker_id: int | None = None
+    """In a worker the number of its place, from 0, which whoever replaces it has too; None in the supervisor."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_wrong_order(cls)
+        _refuse_senseless(cls)
+
+    def setup_worker(self) -> None:
+        """Called in each worker before it serves; what it raises ends that worker. Does nothing here."""
+
+    # serving
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Keep workers that serve until ``shutdown()``, and return when none of them accepts any more.
+
+        Their requests in progress go on: ``server_close()`` waits for them. ``poll_interval`` is for the workers.
+        Raises CrashLoopError, ServerClosedError, AlreadyServingError, and what a signal handler raises.
+        """
+        if self.worker_id is not None:
+            super().serve_forever(poll_interval)  # type: ignore[misc]
+            return
+        lifecycle = self._serving_prefork_lifecycle
+        supervisor = self._serving_supervisor
+        with Loop() as loop:
+            loop.thread = threading.get_ident()
+            stay = Stay(loop)
+            if not lifecycle.begin(stay):
+                raise AlreadyServingError(f"{self} is already being served by another serve_forever()")
+            has_ended = vars(self).setdefault("_BaseServer__is_shut_down", threading.Event())
+            has_ended.clear()
+            try:
+                if self.fileno() < 0 and not stay.stop_requested:  # type: ignore[attr-defined]
+                    raise ServerClosedError(f"{self} is closed: it cannot serve before it gets a new socket")
+                self._serving_poll_interval = poll_interval
+                self._serving_take_blocking_mode()
+                with handling_signals(supervisor):
+                    supervisor.run(loop, lambda: stay.stop_requested, lambda: lifecycle.suspended)
+            finally:
+                loop.close()
+                self._serving_return_blocking_mode()
+                lifecycle.end()
+                has_ended.set()
+                stay.ended.set()
+
+    def attach(self, loop: Loop, poll_interval: float = 0.5) -> None:
+        """Not here: raises TypeError, because one loop cannot be run by several processes."""
+        raise TypeError(f"{type(self).__name__} runs loops of its own, in worker processes: call serve_forever()")
+
+    def wait_until_serving(self, timeout: float | None = None) -> bool:
+        """Wait until a worker is ready, at most ``timeout`` seconds; say whether one is."""
+        return self._serving_prefork_lifecycle.serving.wait(timeout)
+
+    @property
+    def _serving_prefork_lifecycle(self) -> Lifecycle:
+        ours: Lifecycle | None = getattr(self, "_serving_lifecycle", None)
+        if ours is not None:
+            return ours
+        # A standard library's server.
+        try:
+            lifecycle: Lifecycle = self.__dict__["_serving_lifecycle_of_prefork"]
+        except KeyError:
+            lifecycle = self.__dict__.setdefault("_serving_lifecycle_of_prefork", Lifecycle())
+        return lifecycle
+
+    @property
+    def _serving_supervisor(self) -> Supervisor:
+        supervisor: Supervisor | None = self.__dict__.get("_serving_supervisor_made")
+        if supervisor is None or supervisor.pid != os.getpid():
+            supervisor = self.__dict__["_serving_supervisor_made"] = Supervisor(self, _Places(self), self)
+        return supervisor
+
+    # The mode is a property of the socket, not of a process's descriptor: who gives it back too early lets every other
+    # worker block in accept().
+
+    def _serving_take_blocking_mode(self) -> None:
+        listener: Any = getattr(self, "socket", None)
+        if listens(listener) and "_serving_lent_timeout" not in vars(self):
+            self._serving_lent_timeout = (listener, listener.gettimeout())
+            listener.setblocking(False)
+
+    def _serving_return_blocking_mode(self) -> None:
+        if not self._serving_supervisor.workers and "_serving_lent_timeout" in vars(self):
+            listener, timeout = vars(self).pop("_serving_lent_timeout")
+            if listener.fileno() >= 0:
+                listener.settimeout(timeout)
+
+    # stopping
+
+    def _serving_prefork_shutdown(self, timeout: float | None = None) -> None:
+        """Stop ``serve_forever()``; when this returns no worker accepts any more. In a worker: end this worker.
+
+        Otherwise as ``BaseServer.shutdown()``.
+        """
+        if self.worker_id is not None:
+            super().shutdown()  # type: ignore[misc]
+        else:
+            self._serving_prefork_lifecycle.stop(timeout)
+
+    if TYPE_CHECKING:
+        # As in BaseServer.
+        shutdown: Any
+    else:
+        shutdown = _serving_prefork_shutdown
+
+    def wait_idle(self, timeout: float | None = None) -> bool:
+        """Wait until no worker has a request in progress, at most ``timeout`` seconds; say whether so."""
+        if self.worker_id is not None:
+            return bool(super().wait_idle(timeout))  # type: ignore[misc]
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = OneShot()
+        while True:
+            # Before the first look as well: a worker that was just told to pause may be accepting.
+            pause.wait(IDLE_POLL if deadline is None else max(0.0, min(IDLE_POLL, deadline - time.monotonic())))
+            if not self._serving_supervisor.active():
+                return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+
+    def drain(self, timeout: float | None = None) -> Drained:
+        """Let all workers end: their requests may end too, those that have not after ``timeout`` seconds are cut.
+
+        There are no workers then until ``resume()`` or the next ``serve_forever()``. Otherwise as
+        ``BaseServer.drain()``.
+        """
+        if self.worker_id is not None:
+            return super().drain(timeout)  # type: ignore[misc, no-any-return]
+        lifecycle = self._serving_prefork_lifecycle
+        lifecycle.draining = True
+        if not lifecycle.suspended:
+            lifecycle.suspended = lifecycle.suspended_by_drain = True
+        return Drained(*self._serving_supervisor.drain(timeout, waits=self._serving_waits()))
+
+    def _serving_waits(self) -> bool:
+        """Whether another thread runs the supervisor, so that this one can wait for it."""
+        stay = self._serving_prefork_lifecycle.acceptor
+        return stay is not None and stay.loop.thread not in (None, threading.get_ident())
+
+    def server_close(self) -> None:
+        """Close the server and end its workers; after ``drain_timeout`` seconds their connections are cut.
+
+        An exception that ends the wait, such as KeyboardInterrupt, kills them and propagates.
+        """
+        supervisor: Supervisor | None = self.__dict__.get("_serving_supervisor_made")
+        if self.worker_id is not None or supervisor is None or supervisor.pid != os.getpid():
+            super().server_close()  # type: ignore[misc]
+            return
+        stay = self._serving_prefork_lifecycle.acceptor
+        if stay is not None:
+            stay.listener_closes()
+        self._serving_close_ports()
+        if stay is not None and self._serving_waits():
+            stay.ended.wait()
+        supervisor.end(leave_within(self.drain_timeout))
+        self._serving_return_blocking_mode()
+
+    def _serving_close_ports(self) -> None:
+        super().server_close()  # type: ignore[misc]
+        twins: dict[int, socket.socket] = vars(self).pop("_serving_twins", {})
+        for twin in twins.values():
+            twin.close()
+
+    # in a worker
+
+    _serving_link: Link | None = None
+
+    def _serving_work_as_worker(self, link: Link) -> None:
+        attributes = vars(self)
+        for name in OF_THE_SUPERVISOR:
+            attributes.pop(name, None)
+        self.worker_id = link.orders.worker_id
+        self._serving_link = link
+        self._serving_take_place()
+        duties = Duties(link, [self])
+        self.observers = (*getattr(self, "observers", (LogObserver(),)), duties)
+        # The supervisor has the clock.
+        self.drain_timeout = None
+        self._serving_prefork_lifecycle.suspended = link.orders.is_suspended
+        if not isinstance(self, BaseServer):
+            _beat_and_count_by_hooks(self, link, duties)
+        link.obey(duties)
+        self.setup_worker()
+        super().serve_forever(self._serving_poll_interval)  # type: ignore[misc]
+        link.has_stopped()
+        self.server_close()
+        wait_for_requests([self])
+
+    def _serving_take_place(self) -> None:
+        twins: dict[int, socket.socket] = vars(self).pop("_serving_twins", {})
+        mine = twins.pop(self.worker_id or 0, None)
+        if mine is not None:
+            self.socket.close()
+            self.socket: Any = mine
+        # Several that wake for one connection cost more than one that has its socket for itself.
+        self._serving_shares_listener = mine is None and not shares_port(getattr(self, "socket", None))
+        for twin in twins.values():
+            twin.close()
+
+    def _serving_has_begun(self, acceptor: Any) -> None:
+        super()._serving_has_begun(acceptor)  # type: ignore[misc]
+        if self._serving_link is not None:
+            self._serving_link.beat_in(acceptor.loop)
+
+    _serving_shares_listener = False
+
+
+OF_THE_SUPERVISOR = (
+    "_serving_lifecycle_state",
+    "_serving_live_table",
+    "_serving_dispatcher_made",
+    "_serving_supervisor_made",
+    "_serving_acceptor",
+)
+"""Attributes of a server that a worker begins without: they are about what its parent does."""
+
+
+class _Places:
+    """A server, as its supervisor needs it."""
+
+    def __init__(self, server: PreForkMixIn) -> None:
+        self._server: Any = server
+
+    def work(self, link: Link) -> None:
+        """Serve."""
+        self._server._serving_work_as_worker(link)  # noqa: SLF001
+
+    def open_place(self, place: int) -> None:
+        """Give a place a listener of its own, if the port may be shared by several; the first has the server's."""
+        server = self._server
+        listener: Any = getattr(server, "socket", None)
+        if place and shares_port(listener):
+            twins = _twins_of(server)
+            if place not in twins:
+                twins[place] = twin_of(listener, server.request_queue_size)
+
+    def close_place(self, place: int) -> None:
+        """Close that listener."""
+        twin = _twins_of(self._server).pop(place, None)
+        if twin is not None:
+            twin.close()
+
+    def close_ports(self) -> None:
+        """Close this process's listeners."""
+        self._server._serving_close_ports()  # noqa: SLF001
+
+    def serves(self) -> None:
+        """Let ``wait_until_serving()`` return."""
+        self._server._serving_prefork_lifecycle.serving.set()  # noqa: SLF001
+
+
+def _twins_of(server: Any) -> dict[int, socket.socket]:
+    """The listeners of all places but the first, where each place has one of its own."""
+    twins: dict[int, socket.socket] = server.__dict__.setdefault("_serving_twins", {})
+    return twins
+
+
+def _beat_and_count_by_hooks(server: Any, link: Link, duties: Duties) -> None:
+    """On a standard library's server, whose loop is not ours; in one worker's copy of it."""
+    service_actions, close_request = server.service_actions, server.close_request
+
+    def beat() -> None:
+        service_actions()
+        link.beat()
+
+    def count(request: Any) -> None:
+        close_request(request)
+        duties.count_one()
+
+    server.service_actions = beat
+    if not isinstance(server, DispatchingMixIn):
+        server.close_request = count
+
+
+@contextlib.contextmanager
+def handling_signals(supervisor: Supervisor) -> Generator[None]:
+    """Give signals that have their default meaning the one that they have for a supervisor, in the main thread."""
+    meanings: dict[signal.Signals, Callable[[], None]] = {
+        signal.SIGTERM: supervisor.stop,
+        signal.SIGHUP: supervisor.roll,
+        signal.SIGTTIN: supervisor.more,
+        signal.SIGTTOU: supervisor.fewer,
+    }
+    taken: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        taken = [signum for signum in meanings if signal.getsignal(signum) is signal.SIG_DFL]
+    try:
+        for signum in taken:
+            signal.signal(signum, lambda number, _: meanings[signal.Signals(number)]())
+        supervisor.handled_signals = tuple(taken)
+        yield
+    finally:
+        supervisor.handled_signals = ()
+        for signum in taken:
+            signal.signal(signum, signal.SIG_DFL)
+
+
+def _refuse_senseless(cls: type) -> None:
+    """Raise TypeError for a combination of mix-ins that makes no sense, and say why."""
+    for base in cls.__mro__:
+        if base is ForkingMixIn or (base.__module__, base.__name__) == ("socketserver", "ForkingMixIn"):
+            raise TypeError(
+                f"{cls.__name__}: a fork per request inside of processes that were forked before makes no sense; "
+                "take PreForkMixIn with a model for its workers, inline or threads, or ForkingMixIn alone"
+            )
+    for base in cls.__mro__[: cls.__mro__.index(PreForkMixIn)]:
+        if "serve_forever" in vars(base) and not issubclass(base, PreForkMixIn):
+            raise TypeError(
+                f"{cls.__name__}: {base.__name__} would run its loop in the supervisor, and its threads before the "
+                f"fork; write PreForkMixIn before it"
+            )

@@ -1,0 +1,200 @@
+"""A worker process as its supervisor sees it: what it was told, what it tells, how it ended."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from sockserve.concurrency.forks import Child, flush_log_handlers, flush_standard_streams
+from sockserve.concurrency.worker_process import (
+    CAUSE,
+    CUT,
+    DRAIN,
+    DUMP_SIGNAL,
+    LEAVE,
+    Link,
+    Orders,
+    Page,
+    be_worker,
+)
+from sockserve.core.lifecycle import CUT_GRACE
+from sockserve.core.loop import Timer
+
+__all__ = ["KILL", "SIGNALS", "Step", "Worker", "cut_now", "drain_within", "leave_within", "retire_within"]
+
+LONGEST_TEXT = 65536
+"""Bytes that are kept of what a worker writes: the stacks of some hundred threads."""
+
+DRAIN_GRACE = 2.0
+"""Seconds between the end of a request's input and its cut, for one that had all its time before."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
+"""Signals whose Python handlers must not run between fork(2) and what each side has to do at once after it."""
+
+KILL = b""
+"""What a worker cannot fail to hear: SIGKILL."""
+
+Step = tuple[bytes, float | None]
+"""What a worker is told, and after how many seconds the next thing; None: that was the last."""
+
+
+def retire_within(timeout: float | None) -> Sequence[Step]:
+    """A worker that others replace: its clients may go on until the time is up, and get an orderly end then."""
+    return (LEAVE, timeout), (DRAIN, DRAIN_GRACE), *cut_now()
+
+
+def leave_within(timeout: float | None) -> Sequence[Step]:
+    """Its requests may end by themselves until the time is up."""
+    return (LEAVE, timeout), *cut_now()
+
+
+def drain_within(timeout: float | None) -> Sequence[Step]:
+    """Its requests get end-of-file, and have that time for an answer."""
+    return (DRAIN, timeout), *cut_now()
+
+
+def cut_now() -> Sequence[Step]:
+    """Its connections are cut; its handlers have a moment to notice."""
+    return (CUT, CUT_GRACE), (KILL, None)
+
+
+class Worker:
+    """A process that serves."""
+
+    child: Child
+    is_ready = False
+    is_settled = False
+    """Whether it has served for some time: what ends it then has nothing to do with its start."""
+    wants_out = False
+    """Whether it has asked for a successor."""
+    is_leaving = False
+    """Whether it accepts no more, or was told so: then its end is expected."""
+    has_stopped = False
+    """Whether it accepts no more."""
+    is_hung = False
+    timer: Timer | None = None
+    """The next step of its end."""
+    cause: bytes | None = None
+    """Why it says that it fails."""
+
+    def __init__(self, orders: Orders, generation: int, attempt: int) -> None:
+        self.orders = orders
+        self.place = orders.worker_id
+        self.generation = generation
+        """How many rolling restarts came before it."""
+        self.attempt = attempt
+        """Which of the supervisor's attempts to have workers it belongs to."""
+        self.control, self._theirs = socket.socketpair()
+        self.control.setblocking(False)
+        self.page = Page()
+        self._text = bytearray()
+
+    def __str__(self) -> str:
+        return f"worker {self.place} (process {self.child.pid})"
+
+    def start(
+        self,
+        work: Callable[[Link], None],
+        abandon: Callable[[], None],
+        began: Callable[[Worker], None],
+        ended: Callable[[Worker, int], None],
+    ) -> None:
+        """Make the process, which does ``work()`` after ``abandon()`` has let go of what is its parent's.
+
+        ``began`` is told of it before a signal handler can run, ``ended`` its exit status. Raises OSError.
+        """
+        # What this process has buffered must not be written a second time by the child.
+        flush_standard_streams()
+        flush_log_handlers()
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._be_child(work, abandon, unblocked)
+            self.child = Child(pid, functools.partial(ended, self))
+            began(self)
+        except OSError:
+            self.control.close()
+            raise
+        finally:
+            self._theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+
+    def _be_child(self, work: Callable[[Link], None], abandon: Callable[[], None], unblocked: set[int]) -> NoReturn:
+        try:
+            signal.set_wakeup_fd(-1)
+            abandon()
+            self.control.close()
+            for signum in (signal.SIGINT, signal.SIGHUP):
+                # A terminal sends them to all at once, and the supervisor tells its workers what they mean. Not
+                # SIG_IGN, which programs that a handler starts would inherit.
+                signal.signal(signum, _ignore)
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            be_worker(Link(self._theirs, self.page, self.orders), work)
+        finally:
+            os._exit(1)
+
+    def tell(self, command: bytes) -> None:
+        """Tell it something, or kill it. No effect on one that has ended."""
+        if command == KILL:
+            self.child.cut()
+            return
+        if command in (LEAVE, DRAIN, CUT):
+            self.is_leaving = True
+        try:
+            self.control.send(command)
+        except OSError:
+            pass
+
+    def hear(self) -> tuple[bytes, bool]:
+        """What it told since the last call, and whether it may tell more."""
+        told = bytearray()
+        while True:
+            try:
+                data = self.control.recv(4096)
+            except BlockingIOError:
+                return bytes(told), True
+            except OSError:
+                data = b""
+            if not data:
+                return bytes(told), False
+            if self.cause is not None:
+                self.cause += data[: LONGEST_TEXT - len(self.cause)]
+                continue
+            data, mark, rest = data.partition(CAUSE)
+            if mark:
+                self.cause = rest
+            told += bytes(byte for byte in data if byte < CAUSE[0])
+            self._text += bytes(byte for byte in data if byte > CAUSE[0])[: LONGEST_TEXT - len(self._text)]
+
+    def ask_for_stacks(self) -> None:
+        """Let it write the stacks of its threads, for ``take_text()``."""
+        self.child.send(DUMP_SIGNAL)
+
+    def take_text(self) -> str:
+        """The stacks that it wrote, as far as they were heard; once."""
+        text = self._text.decode(errors="replace").rstrip()
+        self._text.clear()
+        return text
+
+    def how_it_ended(self, status: int) -> str:
+        """Its exit status, or its signal, in words, and what it said about it."""
+        if status >= 0:
+            how = f"ended with exit status {status}"
+        else:
+            names = {signum.value: signum.name for signum in signal.Signals}
+            how = f"was killed by {names.get(-status, f'signal {-status}')}"
+        return f"{self} {how}" + (f": {self.cause.decode(errors='replace')}" if self.cause else "")
+
+    def close(self) -> None:
+        """Close this process's descriptors of it."""
+        self.control.close()
+        self.child.close()
+
+
+def _ignore(_signum: int, _frame: object) -> None:
+    """Do nothing."""

@@ -1,0 +1,432 @@
+"""Keeps worker processes: starts them, replaces them, ends them.
+
+Rule 1. It sleeps until a worker ends or tells something, a timer is due, or it is told something.
+Rule 2. Whoever tells it something, in any thread or signal handler, changes a number and wakes its loop.
+Rule 3. Nobody is told to leave before his successor is ready: what cannot start does not replace what serves.
+Rule 4. A worker that is to end is told so in steps, of which the last is SIGKILL.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+
+from sockserve.concurrency.forks import POLL_WITHOUT_PIDFD
+from sockserve.concurrency.places import Places
+from sockserve.concurrency.service import Service, Settings, cpu_count
+from sockserve.concurrency.supervised import KILL, Step, Worker, cut_now, drain_within, retire_within
+from sockserve.concurrency.worker_process import (
+    ACTIVE,
+    CUTS,
+    ENOUGH,
+    LEAVE,
+    LOOK,
+    READY,
+    RESUME,
+    STOPPED,
+    SUSPEND,
+    Orders,
+    with_jitter,
+)
+from sockserve.core.events import Counters
+from sockserve.core.loop import Loop, Timer
+from sockserve.core.one_shot import OneShot
+from sockserve.errors import CrashLoopError
+
+__all__ = ["Supervisor"]
+
+log = logging.getLogger("sockserve")
+
+SETTLED = 1.0
+"""Seconds that a worker has to serve before what ends it no longer counts as a failed start."""
+
+BEAT_GRACE = 0.05
+"""Seconds that a look for hung workers comes after the first of them could hang, so that it finds it."""
+
+STACKS_TIME = 0.5
+"""Seconds that a hung worker has to tell the stacks of its threads: if that works at all it takes milliseconds."""
+
+
+class Supervisor:
+    """Keeps as many workers as there shall be, as a source of the loop that runs it."""
+
+    max_wait: float | None = None
+
+    def __init__(self, name: object, service: Service, settings: Settings) -> None:
+        self.pid = os.getpid()
+        self.workers: dict[int, Worker] = {}
+        """All that live, by their process ids."""
+        self.counters = Counters()
+        """What those have counted that have ended."""
+        self.handled_signals: tuple[signal.Signals, ...] = ()
+        """Those that it has handlers for, which a worker must not inherit."""
+        self._name = name
+        self._service = service
+        self._settings = settings
+        self._loops: list[Loop] = []
+        self._places = Places()
+        self._cut = 0
+        self._beats: Timer | None = None
+        self._waiting: list[OneShot] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self._wanted = self._settings.processes or cpu_count()
+        self._rolls_asked = self._stops_asked = self._stops_done = 0
+        self._was_suspended = False
+        self._is_to_stop: Callable[[], bool] = _no
+        self._is_suspended: Callable[[], bool] = _no
+        self._is_stopping = False
+        self._asked_steps: Sequence[Step] | None = None
+        self._is_ending = False
+        self._stays_empty = False
+        self._until_empty = False
+        self._error: CrashLoopError | None = None
+        self._places.failures = 0
+        self._pause: Timer | None = None
+
+    # what it is told, from any thread and in signal handlers
+
+    def roll(self) -> None:
+        """Replace each worker by one that loads its program anew, one after the other."""
+        self._rolls_asked += 1
+        self._wake()
+
+    def more(self) -> None:
+        """Keep one worker more."""
+        self._wanted += 1
+        self._wake()
+
+    def fewer(self) -> None:
+        """Keep one worker less, but always one."""
+        self._wanted = max(1, self._wanted - 1)
+        self._wake()
+
+    def stop(self) -> None:
+        """Drain the workers and end; asked once more, cut them."""
+        self._stops_asked += 1
+        self._wake()
+
+    def drain(self, timeout: float | None, *, waits: bool) -> tuple[int, int]:
+        """Drain the workers, and stay without any until not suspended; say how many requests finished, were cut.
+
+        ``waits``: another thread runs the supervisor; else this one does it here and now.
+        """
+        active, cut_before = self.active(), self._cut
+        self._stays_empty = True
+        steps = drain_within(timeout)
+        if waits:
+            is_empty = OneShot()
+            self._waiting.append(is_empty)
+            self._asked_steps = steps
+            self._wake()
+            is_empty.wait()
+        else:
+            self.end(steps)
+        cut = self._cut - cut_before
+        return max(0, active - cut), cut
+
+    def active(self) -> int:
+        """How many requests the workers have in progress."""
+        return sum(worker.page.numbers[ACTIVE] for worker in list(self.workers.values()))
+
+    def _wake(self) -> None:
+        for loop in self._loops:
+            loop.wake()
+
+    # running
+
+    def run(self, loop: Loop, is_to_stop: Callable[[], bool], is_suspended: Callable[[], bool]) -> None:
+        """Keep workers until ``is_to_stop()``, which is asked in each turn; then no worker accepts any more.
+
+        They pause while ``is_suspended()``. Those that still serve go on: ``end()`` waits for them. After ``stop()``
+        this waits itself until all have ended. Raises CrashLoopError.
+        """
+        self._begin()
+        self._is_to_stop, self._is_suspended = is_to_stop, is_suspended
+        self._host(loop)
+        if self._error is not None:
+            raise self._error
+
+    def end(self, steps: Sequence[Step]) -> None:
+        """Tell all workers to end, in these steps, and wait until they have. What ends the wait kills them."""
+        if not self.workers or self.pid != os.getpid():
+            return
+        self._asked_steps = steps
+        try:
+            with Loop() as loop:
+                self._host(loop, until_empty=True)
+        except BaseException:
+            self._is_ending = True
+            for worker in list(self.workers.values()):
+                worker.child.cut()
+                while worker.child.pid in self.workers and not worker.child.reap():
+                    os.waitid(os.P_PID, worker.child.pid, os.WEXITED | os.WNOWAIT)
+            raise
+
+    def _host(self, loop: Loop, *, until_empty: bool = False) -> None:
+        self._loops.append(loop)
+        is_outer, self._until_empty = self._until_empty, until_empty
+        try:
+            loop.add(self)
+            for worker in self.workers.values():
+                self._watch(worker)
+                if worker.is_leaving and self._asked_steps is None:
+                    # Of an earlier run, whose timers are gone.
+                    self._press(worker, retire_within(self._settings.drain_timeout))
+            self._check_beats()
+            loop.run()
+        finally:
+            for worker in self.workers.values():
+                self._unwatch(worker, loop)
+            loop.remove(self)
+            self._loops.remove(loop)
+            self._until_empty = is_outer
+
+    def before_wait(self) -> None:
+        """Do what was asked for since."""
+        if self._stops_asked > self._stops_done:
+            self._asked_steps = cut_now() if self._stops_done else drain_within(self._settings.drain_timeout)
+            self._stops_done = self._stops_asked
+            self._stays_empty = False
+            self._service.close_ports()
+        steps, self._asked_steps = self._asked_steps, None
+        if steps is not None:
+            self._end_all(steps)
+        if not self._is_ending and self._is_to_stop():
+            self._stop_all()
+        if self._is_ending and self._stays_empty and not self._is_suspended():
+            self._is_ending = self._stays_empty = False
+        if self._is_ending:
+            if not self.workers:
+                self._have_ended()
+        elif self._is_stopping:
+            if all(worker.has_stopped for worker in self.workers.values()):
+                self.leave()
+        else:
+            self._tell_suspended()
+            self._fill()
+        without_pidfd = any(worker.child.pidfd is None for worker in self.workers.values())
+        self.max_wait = POLL_WITHOUT_PIDFD if without_pidfd else None
+
+    def after_turn(self) -> None:
+        """Reap what no descriptor announces."""
+        for worker in list(self.workers.values()):
+            if worker.child.pidfd is None:
+                worker.child.reap()
+
+    def leave(self) -> None:
+        """Let the loop end."""
+        self._loops[-1].remove(self)
+
+    def abandon(self) -> None:
+        """Close this process's copies of the descriptors."""
+        for worker in self.workers.values():
+            worker.close()
+
+    def _end_all(self, steps: Sequence[Step]) -> None:
+        self._is_ending = True
+        for worker in self.workers.values():
+            self._press(worker, steps)
+
+    def _stop_all(self) -> None:
+        if not self._is_stopping:
+            self._is_stopping = True
+            for worker in self.workers.values():
+                if not worker.is_leaving:
+                    self._press(worker, [(LEAVE, None)])
+
+    def _have_ended(self) -> None:
+        while self._waiting:
+            self._waiting.pop().set()
+        if self._until_empty or not self._stays_empty or self._is_to_stop():
+            self.leave()
+
+    def _tell_suspended(self) -> None:
+        suspended = self._is_suspended()
+        if suspended is not self._was_suspended:
+            self._was_suspended = suspended
+            for worker in self.workers.values():
+                worker.tell(SUSPEND if suspended else RESUME)
+
+    def _press(self, worker: Worker, steps: Sequence[Step]) -> None:
+        """Make the first step now, and the others in time, unless it has ended by then."""
+        if worker.timer is not None:
+            worker.timer.cancel()
+            worker.timer = None
+        (command, delay), *later = steps
+        if command == KILL:
+            log.warning("%s: %s does not end; it is killed", self._name, worker)
+        worker.tell(command)
+        if delay is not None:
+            worker.timer = self._loops[-1].call_later(delay, functools.partial(self._press, worker, later))
+
+    # having workers
+
+    def _fill(self) -> None:
+        places = self._places
+        if self._rolls_asked:
+            self._rolls_asked = 0
+            places.generation += 1
+        for place in [place for place in (*places.holders, *places.starting) if place >= self._wanted]:
+            for worker in places.give_up(place):
+                self._press(worker, retire_within(self._settings.drain_timeout))
+            self._service.close_place(place)
+        for place in places.next_to_start(self._wanted):
+            if self._pause is None and not self._is_ending:
+                self._start(place)
+
+    def _start(self, place: int) -> None:
+        settings, places = self._settings, self._places
+        limit = with_jitter(settings.max_requests, settings.max_requests_jitter)
+        orders = Orders(place, places.generation > 0, self._was_suspended, settings.worker_timeout, limit)
+        try:
+            self._service.open_place(place)
+            worker = Worker(orders, places.generation, places.attempt)
+            worker.start(self._service.work, self._abandon_in_child, self._has_begun, self._ended)
+        except OSError as error:
+            self._failed(places.attempt, place, f"worker {place} cannot be made: {error}")
+        else:
+            self._check_beats()
+
+    def _has_begun(self, worker: Worker) -> None:
+        self.workers[worker.child.pid] = self._places.starting[worker.place] = worker
+        self._watch(worker)
+
+    def _abandon_in_child(self) -> None:
+        for signum in self.handled_signals:
+            signal.signal(signum, signal.SIG_DFL)
+        for loop in self._loops:
+            loop.abandon()
+
+    def _watch(self, worker: Worker) -> None:
+        loop = self._loops[-1]
+        loop.watch(worker.control.fileno(), functools.partial(self._hear, worker))
+        if worker.child.pidfd is not None:
+            loop.watch(worker.child.pidfd, worker.child.reap)
+
+    def _unwatch(self, worker: Worker, *loops: Loop) -> None:
+        for loop in loops or self._loops:
+            loop.unwatch(worker.control.fileno())
+            if worker.child.pidfd is not None:
+                loop.unwatch(worker.child.pidfd)
+
+    # what they tell
+
+    def _hear(self, worker: Worker) -> None:
+        told, may_tell_more = worker.hear()
+        if not may_tell_more:
+            for loop in self._loops:
+                loop.unwatch(worker.control.fileno())
+        if READY[0] in told:
+            self._is_ready(worker)
+        if ENOUGH[0] in told:
+            worker.wants_out = True
+        if STOPPED[0] in told:
+            worker.has_stopped = True
+            self._let_others_look(worker)
+            if not worker.is_leaving:
+                # Somebody else told it so: SIGTERM.
+                self._places.forget(worker)
+                self._press(worker, retire_within(self._settings.drain_timeout))
+
+    def _let_others_look(self, worker: Worker) -> None:
+        # For one connection one worker is woken (EPOLLEXCLUSIVE): this one may have been, and have taken it no more.
+        for other in self.workers.values():
+            if other is not worker and not other.has_stopped:
+                other.tell(LOOK)
+
+    def _is_ready(self, worker: Worker) -> None:
+        worker.is_ready = True
+        is_taken, before = self._places.take(worker)
+        if is_taken and self._loops:
+            log.info("%s: %s is ready", self._name, worker)
+            self._loops[-1].call_later(SETTLED, functools.partial(self._has_settled, worker))
+            if before is not None:
+                self._press(before, retire_within(self._settings.drain_timeout))
+            self._service.serves()
+
+    def _has_settled(self, worker: Worker) -> None:
+        if worker.child.pid in self.workers:
+            worker.is_settled = True
+            self._places.failures = 0
+
+    def _check_beats(self) -> None:
+        """Look for workers that hang; the next time when the first of the others could."""
+        if self._beats is not None:
+            self._beats.cancel()
+            self._beats = None
+        timeout = self._settings.worker_timeout
+        if timeout is None:
+            return
+        watched = [worker for worker in self.workers.values() if not worker.has_stopped and not worker.is_hung]
+        silences = [worker.page.silence() for worker in watched]
+        for worker, silence in zip(watched, silences, strict=True):
+            if silence > timeout:
+                self._hangs(worker, silence)
+        next_look = min((timeout - silence for silence in silences if silence <= timeout), default=None)
+        if next_look is not None:
+            self._beats = self._loops[-1].call_later(next_look + BEAT_GRACE, self._check_beats)
+
+    def _hangs(self, worker: Worker, silence: float) -> None:
+        worker.is_hung = True
+        worker.ask_for_stacks()
+        self._loops[-1].call_later(STACKS_TIME, functools.partial(self._kill_hung, worker, silence))
+
+    def _kill_hung(self, worker: Worker, silence: float) -> None:
+        if worker.child.pid in self.workers:
+            self._hear(worker)
+            stacks = worker.take_text() or "It could not tell its stacks."
+            text = "%s: %s hangs: its loop has not turned for %.1f seconds; it is killed\n%s"
+            log.error(text, self._name, worker, silence, stacks)
+            worker.tell(KILL)
+
+    # how they end
+
+    def _ended(self, worker: Worker, status: int) -> None:
+        self._hear(worker)
+        self._unwatch(worker)
+        if worker.timer is not None:
+            worker.timer.cancel()
+        del self.workers[worker.child.pid]
+        active = worker.page.numbers[ACTIVE]
+        self._cut += max(worker.page.numbers[CUTS], active)
+        worker.page.add_to(self.counters)
+        how = worker.how_it_ended(status) + (f", with {active} requests in progress" if active else "")
+        worker.close()
+        self._let_others_look(worker)
+        self._places.forget(worker)
+        if worker.is_leaving or self._is_ending:
+            log.info("%s: %s", self._name, how)
+        elif not worker.is_ready:
+            self._failed(worker.attempt, worker.place, f"{how}, before it was ready")
+        else:
+            log.warning("%s: %s; another one takes its place", self._name, how)
+            if not worker.is_settled and status != -signal.SIGKILL:
+                self._failed(worker.attempt, worker.place, how)
+
+    def _failed(self, attempt: int, place: int, how: str) -> None:
+        places = self._places
+        if places.rolls_in_vain(place):
+            how = f"the rolling restart is given up, and the old workers go on: {how}"
+        log.error("%s: %s", self._name, how)
+        delay = places.failed(attempt)
+        if places.is_hopeless():
+            text = (
+                f"{self._name}: {places.failures} times in a row workers ended as soon as they began; the last: {how}"
+            )
+            self._error = CrashLoopError(text)
+            self._stays_empty = False
+            self._end_all(drain_within(self._settings.drain_timeout))
+        elif delay is not None:
+            self._pause = self._loops[-1].call_later(delay, self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._pause = None
+
+
+def _no() -> bool:
+    return False

@@ -1,0 +1,332 @@
+"""A worker process, from the inside: what it is told, what it tells, and how it ends.
+
+Rule 1. The supervisor decides and measures the time; a worker does what it is told, at once, and ends when nothing is
+in progress any more. End-of-file where it hears its supervisor means that there is none: it ends within 5 seconds.
+Rule 2. It is told through a socket and not by signals: a terminal and a service manager signal the whole group.
+Rule 3. It shows that its loop turns in memory that it shares with its supervisor, so that a thread which holds the
+interpreter's lock for ever is found out too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import mmap
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from sockserve.concurrency.forks import leave_process
+from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.events import Counters, Observer
+from sockserve.core.lifecycle import Lifecycle
+from sockserve.core.loop import Loop
+from sockserve.core.one_shot import OneShot
+from sockserve.core.request_life import cut_others, drain_one
+from sockserve.core.server import TCPServer, UDPServer
+from sockserve.net.closing import end_input
+
+__all__ = [
+    "ACTIVE",
+    "CAUSE",
+    "CUT",
+    "CUTS",
+    "DRAIN",
+    "DUMP_SIGNAL",
+    "ENOUGH",
+    "LEAVE",
+    "LOOK",
+    "READY",
+    "RESUME",
+    "STOPPED",
+    "SUSPEND",
+    "Duties",
+    "Link",
+    "Orders",
+    "Page",
+    "be_worker",
+    "wait_for_requests",
+    "with_jitter",
+]
+
+log = logging.getLogger("sockserve")
+
+LEAVE, DRAIN, CUT, SUSPEND, RESUME, LOOK = b"l", b"d", b"c", b"s", b"r", b"k"
+"""What a worker is told: accept no more and end after the last request; end the requests' input as well; cut them;
+pause accepting; go on; see whether a client waits that somebody else was woken for."""
+
+READY, ENOUGH, STOPPED, CAUSE = b"\x01", b"\x02", b"\x03", b"\x04"
+"""What it tells: it serves; it has served its number of requests; it accepts no more; why it fails, a text until the
+end. Anything else is the stacks that faulthandler writes, a text without such bytes."""
+
+ORPHAN_DRAIN = 3.0
+"""Seconds that requests in progress get when the supervisor is gone."""
+
+ORPHAN_END = 1.0
+"""Seconds after that, until such a worker ends whatever it is at: both are less than the 5 that are promised."""
+
+DUMP_SIGNAL = signal.SIGQUIT
+"""Makes a worker tell the stacks of all its threads, as it does to Java's machine."""
+
+BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS = range(7)
+
+
+class Page:
+    """Memory that a worker and its supervisor share: when its loop last turned, and its counters."""
+
+    def __init__(self) -> None:
+        self.numbers = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+        self.beat()
+
+    def beat(self) -> None:
+        """The loop turns now."""
+        # By CLOCK_MONOTONIC, which all processes share.
+        self.numbers[BEAT] = time.monotonic_ns()
+
+    def silence(self) -> float:
+        """Seconds since the last beat."""
+        return (time.monotonic_ns() - self.numbers[BEAT]) / 1e9
+
+    def add_to(self, counters: Counters) -> None:
+        """Add what the worker counted, which has ended: what it still had in progress has failed."""
+        numbers = self.numbers
+        counters.accepted += numbers[ACCEPTED]
+        counters.handled += numbers[HANDLED]
+        counters.refused += numbers[REFUSED]
+        counters.failed += numbers[FAILED] + numbers[ACTIVE]
+
+
+class Orders(NamedTuple):
+    """What a worker knows from its beginning."""
+
+    worker_id: int
+    """The number of its place, from 0; whoever replaces it has the same."""
+    is_anew: bool
+    """Whether a rolling restart made it, so that it has to load its program anew."""
+    is_suspended: bool
+    """Whether it shall not accept before it is told to."""
+    worker_timeout: float | None
+    """Seconds within which its loop has to turn, or within which it is told to be seen alive; None: at will."""
+    max_requests: int | None
+    """After how many requests it asks for a successor; None: never."""
+
+
+class Duties(Observer):
+    """What a worker does for its supervisor; one of its servers' observers."""
+
+    def __init__(self, link: Link, servers: Sequence[Any]) -> None:
+        self._link = link
+        self._servers = servers
+        self._numbers = link.page.numbers
+        self._lock = threading.Lock()
+        self._limit = link.orders.max_requests
+        self._ends_input = False
+
+    def on_accept(self, server: Any, request: LiveRequest) -> None:
+        """Count it; one that came in the moment of a drain is drained too."""
+        numbers = self._numbers
+        with self._lock:
+            numbers[ACCEPTED] += 1
+            numbers[ACTIVE] += 1
+            is_last = numbers[ACCEPTED] == self._limit
+        if is_last:
+            self._link.tell(ENOUGH)
+        if self._ends_input:
+            _drain_one(server, request)
+
+    def on_shutdown(self, server: Any, request: LiveRequest) -> None:
+        """Count what became of it."""
+        outcome = request.outcome
+        with self._lock:
+            self._numbers[ACTIVE] -= 1
+            self._numbers[FAILED if outcome == "failed" else REFUSED if outcome == "refused" else HANDLED] += 1
+
+    def count_one(self) -> None:
+        """Count one request of a server that has no events."""
+        with self._lock:
+            self._numbers[ACCEPTED] += 1
+            self._numbers[HANDLED] += 1
+            is_last = self._numbers[ACCEPTED] == self._limit
+        if is_last:
+            self._link.tell(ENOUGH)
+
+    # Told by the supervisor, in the control thread, or by SIGTERM in the main thread.
+
+    def leave(self) -> None:
+        """Accept no more. Safe in a signal handler; idempotent, as the others."""
+        for server in self._servers:
+            lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
+            if lifecycle is None:
+                server._BaseServer__shutdown_request = True  # noqa: SLF001 - a standard library's server
+            else:
+                lifecycle.draining = True
+                lifecycle.stop_requested = True
+        self._link.tell(STOPPED)
+
+    def drain(self) -> None:
+        """Free the ports, and end the input of what is in progress."""
+        self._ends_input = True
+        self.leave()
+        for server in self._servers:
+            if _can_close_early(server):
+                # Past the mix-ins, which would wait for their workers.
+                TCPServer.server_close(server)
+            for live in table_of(server).all():
+                _drain_one(server, live)
+
+    def cut(self) -> None:
+        """End the connections of what is in progress."""
+        self.leave()
+        for server in self._servers:
+            late = len(cut_others(server))
+            with self._lock:
+                self._numbers[CUTS] += late
+
+    def suspend(self) -> None:
+        """Pause accepting."""
+        for server in self._servers:
+            with contextlib.suppress(AttributeError):
+                server.suspend()
+
+    def resume(self) -> None:
+        """Accept again."""
+        for server in self._servers:
+            with contextlib.suppress(AttributeError):
+                server.resume()
+
+    def look(self) -> None:
+        """See whether somebody waits."""
+        for server in self._servers:
+            lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
+            look_again = getattr(lifecycle and lifecycle.acceptor, "look_again", None)
+            if look_again is not None:
+                look_again()
+
+
+def _can_close_early(server: object) -> bool:
+    # A datagram server's answer on this very socket.
+    return isinstance(server, TCPServer) and not isinstance(server, UDPServer)
+
+
+def _drain_one(server: Any, live: LiveRequest) -> None:
+    if hasattr(server, "drain_request"):
+        drain_one(server, live)
+    elif not live.detached:
+        # A standard library's server.
+        end_input(live.request)
+
+
+class Link:
+    """A worker's end of the line to its supervisor."""
+
+    def __init__(self, control: socket.socket, page: Page, orders: Orders) -> None:
+        self.page = page
+        self.orders = orders
+        self._control = control
+        self._is_ready = False
+
+    def obey(self, duties: Duties) -> None:
+        """Do what the supervisor says, from now on. Raises RuntimeError if there is no thread to be had."""
+
+        def on_sigterm(_signum: int, _frame: object) -> None:
+            duties.leave()
+
+        signal.signal(signal.SIGTERM, on_sigterm)
+        threading.Thread(target=self._listen, args=(duties,), name="sockserve-control", daemon=True).start()
+
+    def beat_in(self, loop: Loop) -> None:
+        """Show from now on that this loop turns; the first time makes the worker ready."""
+        self.beat()
+        if self.orders.worker_timeout is not None:
+            loop.call_later(self.orders.worker_timeout / 2, lambda: self.beat_in(loop))
+
+    def beat(self) -> None:
+        """The loop turns now."""
+        self.page.beat()
+        if not self._is_ready:
+            self._is_ready = True
+            self.tell(READY)
+
+    def has_stopped(self) -> None:
+        """The loop has ended: nothing more is accepted."""
+        self.tell(STOPPED)
+
+    def tell(self, message: bytes) -> None:
+        """Tell the supervisor; from any thread."""
+        try:
+            self._control.send(message, socket.MSG_DONTWAIT)
+        except OSError:
+            # Nobody there to be told, or not listening for a long time.
+            pass
+
+    def write_stacks_on(self, signum: signal.Signals) -> None:
+        """Make a signal tell the supervisor the stacks of all threads, whatever they are at."""
+        faulthandler.register(signum, self._control.fileno(), all_threads=True, chain=False)
+
+    def _listen(self, duties: Duties) -> None:
+        verbs: dict[int, Callable[[], None]] = {
+            LEAVE[0]: duties.leave,
+            DRAIN[0]: duties.drain,
+            CUT[0]: duties.cut,
+            SUSPEND[0]: duties.suspend,
+            RESUME[0]: duties.resume,
+            LOOK[0]: duties.look,
+        }
+        try:
+            while commands := self._control.recv(64):
+                for command in commands:
+                    _do(verbs[command])
+        except OSError:
+            # Reset: as end-of-file.
+            pass
+        log.warning("worker %d: its supervisor is gone; it drains and ends", self.orders.worker_id)
+        _do(duties.drain)
+        # The end of the main thread's work is the end of the process, and of these waits.
+        never = OneShot()
+        never.wait(ORPHAN_DRAIN)
+        _do(duties.cut)
+        never.wait(ORPHAN_END)
+        os._exit(1)
+
+
+def _do(verb: Callable[[], None]) -> None:
+    try:
+        verb()
+    except Exception:
+        log.exception("a worker cannot do what it was told")
+
+
+def be_worker(link: Link, work: Callable[[Link], None]) -> NoReturn:
+    """Do a worker's work and end the process."""
+    status = 1
+    try:
+        link.write_stacks_on(DUMP_SIGNAL)
+        work(link)
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        link.tell(CAUSE + f"SystemExit: {error}".encode(errors="replace"))
+    except BaseException as error:
+        log.exception("worker %d failed", link.orders.worker_id)
+        link.tell(CAUSE + f"{type(error).__name__}: {error}".encode(errors="replace"))
+    finally:
+        leave_process(status)
+
+
+def wait_for_requests(servers: Iterable[Any]) -> None:
+    """Wait until nothing is in progress, in daemon threads either."""
+    for server in servers:
+        Lifecycle().wait_until_idle(table_of(server), None, OneShot.wait)
+
+
+def with_jitter(limit: int | None, jitter: int | None) -> int | None:
+    """A number of requests, so that not all workers reach theirs at once; ``jitter`` more at most, None: a tenth."""
+    if limit is None:
+        return None
+    return limit + random.randint(0, limit // 10 if jitter is None else jitter)  # noqa: S311 - no secret

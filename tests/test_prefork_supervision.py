@@ -1,0 +1,191 @@
+"""What the supervisor does about workers that end, hang or cannot begin, and about signals."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+from prefork_program import Prefork, is_alive
+from under_test import LIMIT
+from waiting import wait_until
+
+from sockserve.testing import call_within, connect
+
+
+def test_sigterm_ends_it_in_order() -> None:
+    """With nothing in progress it ends at once, with nobody left and nothing but information in the log."""
+    with Prefork() as server:
+        workers = server.wait_for_workers()
+        server.send(signal.SIGTERM)
+        assert server.status() == 0
+        assert server.program.line() == "ended"
+        assert not any(map(is_alive, workers))
+        assert set(re.findall(r"^\w+", server.errors(), re.MULTILINE)) == {"INFO"}
+
+
+def test_sigterm_drains() -> None:
+    """A request in progress gets end-of-file and may answer; the port is free meanwhile."""
+    with Prefork() as server, connect(server.address) as client:
+        client.sendall(b"who")
+        server.wait_for_workers()
+        server.send(signal.SIGTERM)
+        assert client.recv(100)
+        assert server.status() == 0
+
+
+def test_a_second_sigterm_cuts() -> None:
+    """What does not end is killed, and the program ends."""
+    with Prefork("drain_timeout = None") as server, connect(server.address) as client:
+        workers = server.wait_for_workers()
+        client.sendall(b"hang\n")
+        server.send(signal.SIGTERM)
+        wait_until(lambda: len(server.workers()) == 1)
+        server.send(signal.SIGTERM)
+        assert server.status() == 0
+        assert client.recv(1) == b""
+        assert not any(map(is_alive, workers))
+
+
+def test_a_killed_worker_is_replaced() -> None:
+    """The one that dies loses its request only; its successor has its number."""
+    with Prefork() as server:
+        before = server.wait_for_workers()
+        assert server.tell(b"die\n") == b""
+        wait_until(lambda: "was killed by SIGKILL" in server.errors())
+        after = server.wait_for_workers()
+        assert len(set(before) & set(after)) == 1
+        assert re.search(r"WARNING .*worker \d .*was killed by SIGKILL, with 1 requests in progress", server.errors())
+        assert {server.who()[0] for _ in range(4)} <= {0, 1}
+
+
+def test_a_crash_loop_is_given_up() -> None:
+    """When no worker can begin, serve_forever() raises an error that names the cause, and the program ends with it."""
+    with Prefork("def setup_worker(self): raise LookupError('no database')") as server:
+        assert server.status() == 1
+        last = server.errors().strip().splitlines()[-1]
+        assert last.startswith("sockserve.CrashLoopError")
+        assert last.endswith("before it was ready")
+        assert "ended with exit status 1: LookupError: no database" in last
+
+
+def test_one_bad_place_does_not_end_the_others() -> None:
+    """While one worker serves, those that cannot begin are tried again and again, later each time."""
+    bad = "def setup_worker(self):\n    if self.worker_id: sys.exit('no')"
+    with Prefork(bad) as server:
+        wait_until(lambda: server.errors().count("SystemExit: no, before it was ready") >= 3)
+        assert server.who()[0] == 0
+        server.send(signal.SIGTERM)
+        assert server.status() == 0
+
+
+def test_sighup_replaces_all_workers() -> None:
+    """All are new after it, each was ready before its predecessor left, and a client of an old one goes on."""
+    with Prefork() as server, connect(server.address) as client:
+        before = server.wait_for_workers()
+        client.sendall(b"w")
+        server.send(signal.SIGHUP)
+        wait_until(lambda: len(server.workers()) == 3 and server.errors().count("is ready") == 4)
+        assert server.who()[1] not in before
+        client.sendall(b"ho\n")
+        assert int(client.recv(100).split()[1]) in before
+        after = server.wait_for_workers(other_than=before)
+        assert server.who()[1] in after
+
+
+def test_a_rolling_restart_that_cannot_begin_changes_nothing() -> None:
+    """The old workers go on."""
+    bad = "def setup_worker(self):\n    if self._serving_link.orders.is_anew: sys.exit('broken')"
+    with Prefork(bad) as server:
+        before = server.wait_for_workers()
+        server.send(signal.SIGHUP)
+        wait_until(lambda: "the rolling restart is given up" in server.errors())
+        assert server.who()[1] in before
+        assert server.wait_for_workers() == before
+
+
+def test_one_more_and_one_less() -> None:
+    """SIGTTIN and SIGTTOU change the number of workers, down to one."""
+    with Prefork() as server:
+        server.wait_for_workers()
+        server.send(signal.SIGTTIN)
+        server.wait_for_workers(3)
+        for count in (2, 1):
+            server.send(signal.SIGTTOU)
+            server.wait_for_workers(count)
+        server.send(signal.SIGTTOU)
+        assert server.who()[0] == 0
+
+
+def test_a_worker_is_replaced_after_its_number_of_requests() -> None:
+    """max_requests limits what one process serves, and no request is lost for that."""
+    with Prefork("max_requests = 5", "max_requests_jitter = 2") as server:
+        server.wait_for_workers()
+        served: set[tuple[int, int]] = set()
+
+        def several_have_served() -> bool:
+            served.update(server.who() for _ in range(10))
+            return len(served) >= 4
+
+        wait_until(several_have_served)
+        assert {number for number, _ in served} <= {0, 1}
+
+
+def test_sigterm_to_a_worker_replaces_it() -> None:
+    """It leaves in order."""
+    with Prefork() as server:
+        before = server.wait_for_workers()
+        server.send(signal.SIGTERM, before[0])
+        after = server.wait_for_workers(other_than=before[:1])
+        assert before[1] in after
+        assert "WARNING" not in server.errors()
+
+
+def test_a_hung_worker_is_told_from_the_log_and_replaced() -> None:
+    """Its stacks show where it hangs; the others do not notice."""
+    with Prefork("worker_timeout = 0.5") as server:
+        before = server.wait_for_workers()
+        assert call_within(LIMIT, server.tell, b"hang\n") == b""
+        wait_until(lambda: "was killed by SIGKILL" in server.errors())
+        after = server.wait_for_workers()
+        assert len(set(before) & set(after)) == 1
+        log = server.errors()
+        assert re.search(r"ERROR .*worker \d .* hangs: its loop has not turned for 0\.\d seconds", log)
+        assert re.search(r"File .*, line \d+ in handle", log)
+
+
+def test_a_stopped_worker_is_replaced() -> None:
+    """One that cannot tell where it hangs is killed all the same."""
+    with Prefork("worker_timeout = 0.5") as server:
+        before = server.wait_for_workers()
+        server.send(signal.SIGSTOP, before[1])
+        wait_until(lambda: "was killed by SIGKILL" in server.errors())
+        server.wait_for_workers(other_than=before[1:])
+        assert "It could not tell its stacks." in server.errors()
+
+
+def test_an_idle_worker_is_not_hung() -> None:
+    """It shows often enough that its loop turns, and no more often than that takes."""
+    with Prefork("worker_timeout = 0.4") as server:
+        before = server.wait_for_workers()
+        wait_until(lambda: all(wake_ups(pid) >= 5 for pid in before))
+        assert server.wait_for_workers() == before
+
+
+def wake_ups(pid: int) -> int:
+    """How often a process has slept."""
+    with open(f"/proc/{pid}/status") as status:
+        return int(re.findall(r"^voluntary_ctxt_switches:\s*(\d+)", status.read(), re.MULTILINE)[0])
+
+
+def test_without_a_supervisor_nobody_stays() -> None:
+    """After its SIGKILL a request in progress may still be answered, and within 5 seconds all workers have ended."""
+    with Prefork() as server, connect(server.address) as busy, connect(server.address) as hung:
+        workers = server.wait_for_workers()
+        busy.sendall(b"who")
+        hung.sendall(b"hang\n")
+        wait_until(lambda: server.program.process.poll() is None)
+        server.send(signal.SIGKILL)
+        server.program.process.wait(LIMIT)
+        assert busy.recv(100)
+        assert hung.recv(100) == b""
+        wait_until(lambda: not any(map(is_alive, workers)), 5.5)
