@@ -232,6 +232,20 @@ def test_who_reads_its_output_has_enough(running: Running) -> None:
     assert (process.returncode, errors) == (0, b"")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk is needed")
+def test_an_output_that_takes_nothing(running: Running) -> None:
+    """That is told in one line, and is not the server's fault."""
+    address = address_of(running(sockserve.ThreadingTCPServer(("127.0.0.1", 0), H.Echo)))
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command(address, "--line", "x"), stdout=full, stderr=subprocess.PIPE, timeout=LIMIT, check=False
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        b"sockserve.client: cannot print the answer: No space left on device\n",
+    )
+
+
 # TLS
 
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Generator, Iterable, Sequence
 
 from sockserve.client.streams import Conversation, Plain, Tls
-from sockserve.client.terminal import READ_SIZE, OutputClosedError, input_lines, write_out
+from sockserve.client.terminal import READ_SIZE, OutputError, input_lines, write_out
 from sockserve.errors import AddressError
 from sockserve.net.address import ACCEPTED_FORMS, Address, parse_address
 from sockserve.net.listen import adopt
@@ -68,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 Conversation(connection, layer, options.line).run()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except OutputClosedError:
-        # Who reads our output has seen enough, as head(1) does.
-        return 0
+    except OutputError as error:
+        sys.stderr.write(f"sockserve.client: cannot print the answer: {error}\n" if str(error) else "")
+        return 1 if str(error) else 0
     except (OSError, AddressError) as error:
         sys.stderr.write(f"sockserve.client: {trouble} {options.address}: {_reason(error)}\n")
         return 1

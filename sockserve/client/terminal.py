@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["READ_SIZE", "OutputClosedError", "input_as_socket", "input_lines", "write_out"]
+__all__ = ["READ_SIZE", "OutputError", "input_as_socket", "input_lines", "write_out"]
 
 READ_SIZE = 65536
 """Bytes asked for in one read."""
@@ -18,8 +18,8 @@ LONGEST_LINE = 65535
 """Bytes of the longest line that is read as one: no UDP datagram is longer (RFC 768)."""
 
 
-class OutputClosedError(Exception):
-    """Nobody reads our standard output any more."""
+class OutputError(Exception):
+    """Standard output takes no more; the text says why, and is empty if somebody has just read enough."""
 
 
 def input_as_socket() -> socket.socket:
@@ -43,11 +43,12 @@ def input_lines() -> Iterator[bytes]:
 
 
 def write_out(data: bytes) -> None:
-    """Write to standard output, at once. Raises OutputClosedError."""
+    """Write to standard output, at once. Raises OutputError."""
     unwritten = memoryview(data)
     while unwritten and sys.stdout is not None:
         try:
             # Not through sys.stdout: what it could not write it would try to write again at the end.
             unwritten = unwritten[os.write(sys.stdout.fileno(), unwritten) :]
-        except BrokenPipeError:
-            raise OutputClosedError from None
+        except OSError as error:
+            # EPIPE is head(1), and others who take the first lines only.
+            raise OutputError("" if isinstance(error, BrokenPipeError) else error.strerror) from None
