@@ -10,7 +10,7 @@ import signal
 import sys
 
 import pytest
-from example import EXAMPLES, Example, run
+from example import EXAMPLES, ROOT, Example, run
 from under_test import LIMIT
 
 from sockserve import testing
@@ -91,11 +91,13 @@ def lines_of_code(source: str) -> int:
 
 
 def test_every_example_is_short_and_tested() -> None:
-    """Whoever adds an example adds its test; it fits on a screen or so, and hides no module from the others."""
+    """Whoever adds an example adds its test and its name to the list; it is a page, and hides no module."""
     names = {path.stem for path in EXAMPLES.iterdir() if path.name != "__pycache__"}
     tests = "".join(path.read_text() for path in pathlib.Path(__file__).parent.glob("test_*.py"))
     assert {"echo", "upper"} <= names
     assert not {name for name in names if f'"{name}.py"' not in tests}
     assert not names & sys.stdlib_module_names
+    documents = (ROOT / "docs/README.md").read_text()
+    assert not {name for name in names if f"`{name.removesuffix('_client')}`" not in documents}
     sources = {name: (EXAMPLES / f"{name}.py").read_text() for name in names}
     assert not {name for name, source in sources.items() if source.count("\n") > 105 or lines_of_code(source) > 60}
