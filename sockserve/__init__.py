@@ -5,7 +5,8 @@
 #   errors          what can go wrong, and whose doing it is
 #   net/            sockets: named, opened, judged, closed; no server, no handler, no thread
 #   core/           the loop, a request's life, the servers, the handlers
-#   concurrency/    who runs the handler, or the loop: threads, forks, a pool, worker processes
+#   concurrency/    who runs the handler, or the loop: threads, forks, a pool, greenlets, worker processes
+#   greenlets       servers whose handlers run in greenlets, and how those wait
 #   ready_made      the combinations
 #   run/            servers as a program: serve(), signals, the command line
 #   testing         tools for those who test their handlers
@@ -13,9 +14,11 @@
 #
 # Public is what stands here; any other name may change.
 
+import importlib as _importlib
 import os as _os
 import selectors as _selectors
 import socket as _socket
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.concurrency.pool import ThreadPoolMixIn
@@ -120,6 +123,25 @@ if hasattr(_socket, "AF_UNIX"):
         from sockserve.ready_made import ForkingUnixDatagramServer, ForkingUnixStreamServer
 
         __all__ += ["ForkingUnixDatagramServer", "ForkingUnixStreamServer"]
+
+if _TYPE_CHECKING:
+    from sockserve.greenlets import GreenletMixIn as GreenletMixIn
+    from sockserve.greenlets import GreenletTCPServer as GreenletTCPServer
+    from sockserve.greenlets import GreenletUDPServer as GreenletUDPServer
+    from sockserve.greenlets import GreenletUnixDatagramServer as GreenletUnixDatagramServer
+    from sockserve.greenlets import GreenletUnixStreamServer as GreenletUnixStreamServer
+
+# Found when they are asked for: they need an extra, and say so. Not in __all__, or "import *" would ask for them.
+_in_greenlets = ["GreenletMixIn", "GreenletTCPServer", "GreenletUDPServer"]
+if hasattr(_socket, "AF_UNIX"):
+    _in_greenlets += ["GreenletUnixDatagramServer", "GreenletUnixStreamServer"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _in_greenlets:
+        return getattr(_importlib.import_module("sockserve.greenlets"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 # Programs that write a loop of their own take their selector from here.
 _ServerSelector = getattr(_selectors, "PollSelector", _selectors.SelectSelector)

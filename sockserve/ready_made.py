@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
-from typing import Any
+from typing import Any, cast
 
 from sockserve.concurrency.pool import ThreadPoolMixIn
 from sockserve.concurrency.threads import ThreadingMixIn
@@ -102,13 +103,23 @@ if hasattr(socket, "AF_UNIX"):
         _CLASSES["fork", "unix"] = ForkingUnixStreamServer
         _CLASSES["fork", "unix-dgram"] = ForkingUnixDatagramServer
 
-MODELS = tuple(dict.fromkeys(model for model, _ in _CLASSES))
+MODELS = (*dict.fromkeys(model for model, _ in _CLASSES), "greenlet")
 """The ways to run a handler that this platform has."""
 
 
 def server_class(model: str, scheme: str) -> type[TCPServer[Any, Any]]:
-    """The ready-made class for a way to run a handler and an address's scheme. Raises ValueError, naming the choice."""
+    """The ready-made class for a way to run a handler and an address's scheme.
+
+    Raises ValueError, naming the choice; ImportError for a model whose extra is not installed.
+    """
+    classes = _CLASSES
+    if model == "greenlet":
+        # Imported when it is asked for, because it needs an extra.
+        classes = cast(
+            "dict[tuple[str, str], type[TCPServer[Any, Any]]]",
+            vars(importlib.import_module("sockserve.greenlets"))["CLASSES"],
+        )
     try:
-        return _CLASSES[model, scheme]
+        return classes[model, scheme]
     except KeyError:
         raise ValueError(f"no model {model!r} for {scheme}: addresses; there are {', '.join(MODELS)}") from None

@@ -14,7 +14,7 @@ import sockserve
 
 __all__ = ["MODELS", "Operator", "serve_with"]
 
-MODELS = [model for model in ("thread", "fork", "inline", "pool") if model != "fork" or hasattr(os, "fork")]
+MODELS = [model for model in ("thread", "fork", "inline", "pool", "greenlet") if model != "fork" or hasattr(os, "fork")]
 
 
 class Operator:

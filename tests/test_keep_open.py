@@ -29,6 +29,7 @@ MODELS = {
     "thread": sockserve.ThreadingTCPServer,
     "fork": sockserve.ForkingTCPServer,
     "pool": sockserve.ThreadPoolTCPServer,
+    "greenlet": sockserve.GreenletTCPServer,
 }
 
 

@@ -38,9 +38,9 @@ FAMILIES = {
     "unix-abstract": Family("UnixStreamServer", socket.AF_UNIX, lambda directory: f"\0{directory}/s"),
     "unix-dgram": Family("UnixDatagramServer", socket.AF_UNIX, lambda directory: f"{directory}/s"),
 }
-MODELS = {"inline": "", "thread": "ThreadingMixIn", "fork": "ForkingMixIn", "pool": "ThreadPoolMixIn"}
-if IS_STDLIB:
-    del MODELS["pool"]
+MODELS = {"inline": "", "thread": "ThreadingMixIn", "fork": "ForkingMixIn"}
+if not IS_STDLIB:
+    MODELS |= {"pool": "ThreadPoolMixIn", "greenlet": "GreenletMixIn"}
 
 
 class Place(NamedTuple):
@@ -143,7 +143,7 @@ def test_every_client_gets_its_answer(
         places.append(Place(int(process), int(thread)))
         echoes.append(echo)
     assert echoes == questions
-    if model == "inline":
+    if model in ("inline", "greenlet"):
         assert set(places) == {server.loop}
     elif model == "thread":
         assert {place.process for place in places} == {server.loop.process}

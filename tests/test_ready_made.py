@@ -15,13 +15,14 @@ MIX_INS = {
     "Threading": sockserve.ThreadingMixIn,
     "Forking": sockserve.ForkingMixIn,
     "ThreadPool": sockserve.ThreadPoolMixIn,
+    "Greenlet": sockserve.GreenletMixIn,
 }
 KINDS = ["TCPServer", "UDPServer", "UnixStreamServer", "UnixDatagramServer"]
-PREFIXES = {"inline": "", "thread": "Threading", "fork": "Forking", "pool": "ThreadPool"}
+PREFIXES = {"inline": "", "thread": "Threading", "fork": "Forking", "pool": "ThreadPool", "greenlet": "Greenlet"}
 NAMES = {"tcp": "TCPServer", "udp": "UDPServer", "unix": "UnixStreamServer", "unix-dgram": "UnixDatagramServer"}
 
 
-@pytest.mark.parametrize(("prefix", "kind"), list(itertools.product(["Threading", "Forking", "ThreadPool"], KINDS)))
+@pytest.mark.parametrize(("prefix", "kind"), list(itertools.product([*MIX_INS][1:], KINDS)))
 def test_each_is_its_mix_in_before_its_server(prefix: str, kind: str) -> None:
     """``ThreadingTCPServer`` is a ThreadingMixIn and a TCPServer, in this order, with nothing of its own."""
     made = getattr(sockserve, prefix + kind)
@@ -36,13 +37,13 @@ def test_a_model_and_a_scheme_name_a_class(model: str, scheme: str) -> None:
 
 
 def test_the_models_are_those_of_this_platform() -> None:
-    """On a system with fork there are four, the simplest first."""
-    assert MODELS == ("inline", "thread", "pool", "fork")
+    """On a system with fork there are five, the simplest first."""
+    assert MODELS == ("inline", "thread", "pool", "fork", "greenlet")
 
 
-@pytest.mark.parametrize(("model", "scheme"), [("greenlet", "tcp"), ("thread", "fd"), ("", "")])
+@pytest.mark.parametrize(("model", "scheme"), [("coroutine", "tcp"), ("thread", "fd"), ("greenlet", "fd"), ("", "")])
 def test_an_unknown_combination_names_the_choice(model: str, scheme: str) -> None:
     """The error says what there is."""
-    expected = f"no model {model!r} for {scheme}: addresses; there are inline, thread, pool, fork"
-    with pytest.raises(ValueError, match=re.escape(expected)):
+    expected = f"no model {model!r} for {scheme}: addresses; there are inline, thread, pool, fork, greenlet"
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         server_class(model, scheme)

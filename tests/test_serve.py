@@ -207,7 +207,7 @@ def test_an_exception_of_ready_closes_everything() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"model": "greenlet"},
+        {"model": "coroutine"},
         {"max_children": 3},
         {"max_workers": 3},
         {"max_workers": 0, "model": "pool"},

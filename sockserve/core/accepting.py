@@ -113,7 +113,7 @@ class Acceptor:
             if getattr(self.server.get_request, "drains", False):
                 self._batch = BATCH
             if _listens(listener):
-                self.accept = accept_of(listener)
+                self.accept = accept_of(listener, getattr(self.server, "_serving_connection_class", None))
                 # Cheaper by far than an accept() in vain, for which Linux makes a socket and throws it away.
                 self._count_waiting = counter_of(listener)
                 # Of two processes that wake for one connection the loser would block in accept(), where PEP 475 even

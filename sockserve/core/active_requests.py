@@ -64,6 +64,8 @@ class LiveRequest:
     """Whether ``detach_request()`` gave its socket away, so that the server must not close it."""
     thread: int | None
     """The identity of the thread that serves it; None while nobody in this process does."""
+    is_running: Callable[[], bool] | None = None
+    """If a greenlet serves it: says whether that is the one that calls. Its thread serves others as well."""
     owner: str | None = None
     """Who serves or closes it: "loop" or "worker"; None: nobody has claimed that."""
     kept: weakref.ref[socket.socket] | None = None
@@ -92,6 +94,10 @@ class LiveRequest:
         self.since = time.monotonic()
         # Whoever enters it serves it, or gives it away: nobody waits in that thread for its end.
         self.thread = threading.get_ident()
+
+    def is_callers_own(self) -> bool:
+        """Whether it is served by whoever calls this, who therefore cannot wait for its end."""
+        return self.thread == threading.get_ident() and (self.is_running is None or self.is_running())
 
     def offer(self) -> None:
         """Let ``claim()`` decide who serves or closes it."""
@@ -190,9 +196,8 @@ class ActiveRequests:
         return [live for live in self._live.copy().values() if live.kept is None or _is_open(live.kept())]
 
     def others(self) -> list[LiveRequest]:
-        """Those in progress now that the calling thread does not serve itself: the ones it can wait for."""
-        me = threading.get_ident()
-        return [live for live in self.all() if live.thread != me]
+        """Those in progress now that the caller does not serve itself: the ones it can wait for."""
+        return [live for live in self.all() if not live.is_callers_own()]
 
     def snapshot(self) -> tuple[ActiveRequest, ...]:
         """What users see."""

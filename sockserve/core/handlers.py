@@ -11,9 +11,8 @@ from typing_extensions import TypeVar
 
 from sockserve.core.active_requests import ActiveRequests
 from sockserve.core.base_server import AddressT, BaseServer, RequestT
-from sockserve.core.loop import wait_readable
 from sockserve.core.streams import StreamReader, UnbufferedReader, open_reader, open_writer
-from sockserve.net.tls import is_tls
+from sockserve.net.tls import is_tls, recv_beneath
 
 __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler"]
 
@@ -131,10 +130,8 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
                 return bool(connection.recv(1, socket.MSG_PEEK))
             if connection.pending():
                 return True
-            if not wait_readable(connection.fileno(), connection.gettimeout()):
-                return False
-            # Beneath TLS: whether that is a record or the end.
-            return bool(socket.socket.recv(connection, 1, socket.MSG_PEEK))
+            # Beneath TLS: whether what comes is a record or the end.
+            return bool(recv_beneath(connection, 1, socket.MSG_PEEK))
         except (ConnectionError, TimeoutError) as error:
             log.debug("%s said no more: %s", self.client_address, error)
             return False

@@ -15,13 +15,17 @@ from sockserve.core.active_requests import ActiveRequests, LiveRequest
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 
-__all__ = ["CUT_GRACE", "Drained", "Lifecycle", "Stay"]
+__all__ = ["CUT_GRACE", "CutShort", "Drained", "Lifecycle", "Stay"]
 
 CUT_GRACE = 1.0
 """Seconds a handler has to notice that its connection was cut, before it is left behind: unwinding takes far less."""
 
 KEPT_POLL = 0.05
 """Seconds between two looks at requests that a subclass keeps, while somebody waits for them."""
+
+
+class CutShort(BaseException):
+    """Ends a handler that runs in the loop's thread when it is to be cut."""
 
 
 class Drained(NamedTuple):

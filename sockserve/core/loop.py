@@ -2,11 +2,13 @@
 
 Rule 1. The wait ends at once on readiness, on ``wake()`` from any thread or signal handler, and on the next timer.
 Rule 2. With nothing to do it waits without limit: an idle process does not wake.
-Rule 3. Everything but ``wake()`` and ``unwatch()`` is called in the thread that runs the loop, or before it runs.
+Rule 3. Everything but ``wake()``, ``call_soon()``, ``forget()`` and ``unwatch()`` is called in the thread that runs the
+loop, or before it runs.
 """
 
 from __future__ import annotations
 
+import collections
 import heapq
 import select
 import selectors
@@ -19,7 +21,12 @@ from typing import Protocol, Self
 
 from sockserve.errors import AlreadyServingError
 
-__all__ = ["Loop", "Source", "Timer", "wait_readable"]
+__all__ = ["INPUT", "OUTPUT", "Loop", "Source", "Timer", "wait_readable"]
+
+INPUT = 1
+OUTPUT = 4
+"""What an armed descriptor may be ready for: EPOLLIN and EPOLLOUT of epoll(7), also where there is no epoll. Any other
+number in a mask says that the connection ended or broke."""
 
 LONGEST_WAIT = 86400.0 * 24
 """Seconds of one wait at most: poll(2) and epoll_wait(2) take milliseconds as an int."""
@@ -68,15 +75,22 @@ class Loop:
 
     def __init__(self) -> None:
         self._poller = _open_poller()
+        self.stays_armed = self._poller.stays_armed
+        """Whether a callback of ``arm()`` is called again and again."""
         # A socket pair and not a pipe: select() on Windows takes nothing but sockets.
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
-        self._callbacks: dict[int, Callable[[], object]] = {}
+        self._callbacks: dict[int, Callable[[int], object]] = {}
+        self._soon: collections.deque[Callable[[], object]] = collections.deque()
         self._timers: list[Timer] = []
+        self._look_for_cancelled_at = 64
         self._sources: tuple[Source, ...] = ()
         self.thread: int | None = None
         """The identity of the thread that runs the loop, or is about to; None: nobody does."""
+        self.after_wait: Callable[[], object] | None = None
+        """Called once, when the next wait is over."""
+        self.is_closed = False
         self.watch(self._wake_reader.fileno(), self._drain_wake_ups)
 
     def add(self, source: Source) -> None:
@@ -92,8 +106,23 @@ class Loop:
 
         ``shared``: other processes wait for the same; not all need to wake (EPOLLEXCLUSIVE, where there is that).
         """
-        self._callbacks[fd] = callback
+        self._callbacks[fd] = lambda _: callback()
         self._poller.register(fd, shared=shared)
+
+    def arm(self, fd: int, callback: Callable[[int], object], events: int) -> None:
+        """Call back with what a connection is ready for, once it is ready for one of ``events``: INPUT, OUTPUT.
+
+        Once for each change (edge-triggered), of input in any case, until ``forget()`` or ``unwatch()``. Where there is
+        no epoll only once, as ``stays_armed`` says: then it has to be armed again.
+        """
+        self._callbacks[fd] = callback
+        self._poller.arm(fd, events)
+
+    def forget(self, fd: int) -> None:
+        """Call nobody back any more for a descriptor that is about to be closed; from any thread."""
+        if self._callbacks.pop(fd, None) is not None and not self.stays_armed:
+            # The kernel takes a closed descriptor out of an epoll by itself.
+            self._poller.unregister(fd)
 
     def unwatch(self, fd: int) -> None:
         """Stop watching; from any thread, before the descriptor is closed. No effect on one that is not watched."""
@@ -103,8 +132,19 @@ class Loop:
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
         """Call back once, ``delay`` seconds from now at the earliest."""
         timer = Timer(time.monotonic() + delay, callback)
+        if len(self._timers) >= self._look_for_cancelled_at:
+            # Of time-outs nearly all are cancelled, long before their time.
+            self._timers = [each for each in self._timers if each.callback is not None]
+            heapq.heapify(self._timers)
+            self._look_for_cancelled_at = 2 * len(self._timers) + 64
         heapq.heappush(self._timers, timer)
         return timer
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Call back once, in this turn or the next one. Safe in any thread and in a signal handler."""
+        self._soon.append(callback)
+        if self.thread != threading.get_ident():
+            self.wake()
 
     def wake(self) -> None:
         """End the present wait, or the next one, at once. Safe in any thread and in a signal handler; never blocks."""
@@ -155,6 +195,7 @@ class Loop:
         for source in self._sources:
             if source is not keep:
                 source.abandon()
+        self.is_closed = True
         self._callbacks.clear()
         self._poller.close()
         self._wake_reader.close()
@@ -173,13 +214,21 @@ class Loop:
         if not self._sources:
             return
         callbacks = self._callbacks
-        for fd, _ in self._poller.poll(self._wait_limit(sources)):
+        ready = self._poller.poll(0.0 if self._soon else self._wait_limit(sources))
+        after_wait = self.after_wait
+        if after_wait is not None:
+            self.after_wait = None
+            after_wait()
+        for fd, events in ready:
             # An earlier callback of this turn may have unwatched it.
             callback = callbacks.get(fd)
             if callback is not None:
-                callback()
+                callback(events)
         if self._timers:
             self._fire_timers()
+        # What these ask for is for the next turn.
+        for _ in range(len(self._soon)):
+            self._soon.popleft()()
         for source in sources:
             source.after_turn()
 
@@ -212,7 +261,11 @@ class Loop:
 
 
 class _Poller(Protocol):
+    stays_armed: bool
+
     def register(self, fd: int, *, shared: bool = False) -> None: ...
+
+    def arm(self, fd: int, events: int) -> None: ...
 
     def unregister(self, fd: int) -> None: ...
 
@@ -224,6 +277,8 @@ class _Poller(Protocol):
 class _EpollPoller:
     """epoll(7), without the objects that ``selectors`` builds for every event."""
 
+    stays_armed = True
+
     def __init__(self) -> None:
         self._epoll = select.epoll()
         # Retried by the interpreter with the time that remains when a signal interrupts it (PEP 475).
@@ -231,6 +286,13 @@ class _EpollPoller:
 
     def register(self, fd: int, *, shared: bool = False) -> None:
         self._epoll.register(fd, select.EPOLLIN | (select.EPOLLEXCLUSIVE if shared else 0))
+
+    def arm(self, fd: int, events: int) -> None:
+        mask = events | select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+        try:
+            self._epoll.register(fd, mask)
+        except FileExistsError:
+            self._epoll.modify(fd, mask)
 
     def unregister(self, fd: int) -> None:
         try:
@@ -243,14 +305,26 @@ class _EpollPoller:
         self._epoll.close()
 
 
+_ONCE = object()
+
+
 class _SelectorPoller:
     """The best that ``selectors`` knows of on a platform without epoll."""
+
+    stays_armed = False
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
 
     def register(self, fd: int, *, shared: bool = False) -> None:
         self._selector.register(fd, selectors.EVENT_READ)
+
+    def arm(self, fd: int, events: int) -> None:
+        wanted = (selectors.EVENT_READ if events & INPUT else 0) | (selectors.EVENT_WRITE if events & OUTPUT else 0)
+        try:
+            self._selector.register(fd, wanted, _ONCE)
+        except KeyError:
+            self._selector.modify(fd, wanted, _ONCE)
 
     def unregister(self, fd: int) -> None:
         try:
@@ -259,7 +333,13 @@ class _SelectorPoller:
             pass
 
     def poll(self, timeout: float | None) -> list[tuple[int, int]]:
-        return [(key.fd, events) for key, events in self._selector.select(timeout)]
+        ready: list[tuple[int, int]] = []
+        for key, events in self._selector.select(timeout):
+            if key.data is _ONCE:
+                self.unregister(key.fd)
+            mask = INPUT if events & selectors.EVENT_READ else 0
+            ready.append((key.fd, mask | OUTPUT if events & selectors.EVENT_WRITE else mask))
+        return ready
 
     def close(self) -> None:
         self._selector.close()

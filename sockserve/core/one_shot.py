@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 __all__ = ["OneShot"]
 
@@ -16,7 +17,7 @@ class OneShot:
 
     def __init__(self) -> None:
         self._is_set = False
-        self._waiters: list[threading.Lock] = []
+        self._waiters: list[Callable[[], object]] = []
 
     def is_set(self) -> bool:
         """Whether ``set()`` was called."""
@@ -27,9 +28,16 @@ class OneShot:
         self._is_set = True
         while True:
             try:
-                self._waiters.pop().release()
+                waiter = self._waiters.pop()
             except IndexError:
                 return
+            waiter()
+
+    def then(self, callback: Callable[[], object]) -> None:
+        """Call back once it is set, in whichever thread sets it; now, if it is."""
+        self._waiters.append(callback)
+        if self._is_set:
+            self.set()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until it is set, at most ``timeout`` seconds (None: without limit); say whether it is."""
@@ -37,14 +45,14 @@ class OneShot:
             return True
         waiter = threading.Lock()
         waiter.acquire()
-        self._waiters.append(waiter)
+        self._waiters.append(waiter.release)
         # Again, because set() may have come between the look above and the append.
         if self.is_set():
             return True
         if waiter.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
             return True
         try:
-            self._waiters.remove(waiter)
+            self._waiters.remove(waiter.release)
         except ValueError:
             # set() came at the last moment.
             return True

@@ -33,6 +33,7 @@ __all__ = [
     "serve",
     "take",
     "takes_record",
+    "tell_cut",
 ]
 
 log = logging.getLogger("sockserve")
@@ -174,7 +175,7 @@ def contain(server: Any, live: LiveRequest, step: Callable[[Any, LiveRequest], N
             close(server, live)
     except BaseException:
         # In the loop this is a signal handler's exception, and a worker may have the request by now.
-        if live.thread == threading.get_ident() or live.owner != "worker":
+        if live.is_callers_own() or live.owner != "worker":
             live.outcome = "failed"
             close(server, live)
         raise
@@ -207,6 +208,11 @@ def drain_one(server: Any, live: LiveRequest) -> None:
         live.worker.drain()
 
 
+def tell_cut(server: Any, live: LiveRequest) -> None:
+    """Say in the log that a request did not end by itself."""
+    log.warning("%s: cut %s, in progress for %.1f s", server, live.client_address, time.monotonic() - live.since)
+
+
 def cut_others(server: Any) -> list[LiveRequest]:
     """End the connection of every request in progress but the calling thread's own; say which.
 
@@ -214,7 +220,7 @@ def cut_others(server: Any) -> list[LiveRequest]:
     """
     late = [live for live in table_of(server).others() if live.kept is None]
     for live in late:
-        log.warning("%s: cut %s, in progress for %.1f s", server, live.client_address, time.monotonic() - live.since)
+        tell_cut(server, live)
         if live.worker is None and not live.detached:
             cut(live.request)
         if live.worker is not None:

@@ -18,8 +18,12 @@ _UNACKED = struct.Struct("24xI")
 """tcp_info of linux/tcp.h up to tcpi_unacked, which for a listener is the length of its queue (inet_diag(7), ss(8))."""
 
 
-def accept_of(listener: socket.socket) -> Callable[[], tuple[socket.socket, Any]]:
+def accept_of(
+    listener: socket.socket, connection_class: Callable[[int, int, int, int], socket.socket] | None = None
+) -> Callable[[], tuple[socket.socket, Any]]:
     """Give a function that does what ``listener.accept()`` does, without a TLS handshake; for a listener's whole life.
+
+    ``connection_class`` makes a plain connection from family, type, protocol and descriptor; None: ``socket.socket``.
 
     ``socket.accept()`` turns the family and the type of the listener into enums and back for every connection, which
     is a fifth of what a short request costs. A listener with an ``accept()`` of its own keeps it.
@@ -29,11 +33,11 @@ def accept_of(listener: socket.socket) -> Callable[[], tuple[socket.socket, Any]
     if bare_accept is None or type(listener).accept.__module__ != "socket":
         return listener.accept
     family, kind, proto = int(listener.family), int(listener.type), listener.proto
-    connection_class = socket.socket
+    make = socket.socket if connection_class is None else connection_class
 
     def accept() -> tuple[socket.socket, Any]:
         fd, address = bare_accept()
-        return connection_class(family, kind, proto, fd), address
+        return make(family, kind, proto, fd), address
 
     return accept
 

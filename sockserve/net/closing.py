@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from sockserve.net.tls import close_notify, is_tls
+from sockserve.net.tls import close_notify, is_tls, recv_beneath
 
 if sys.platform != "win32":
     import fcntl
@@ -104,7 +104,7 @@ else:
 
 def _take_what_still_comes(connection: socket.socket) -> None:
     # Beneath TLS: its records are of no interest any more, and SSLSocket.recv() would interpret them.
-    receive = functools.partial(socket.socket.recv, connection) if is_tls(connection) else connection.recv
+    receive = functools.partial(recv_beneath, connection) if is_tls(connection) else connection.recv
     deadline = time.monotonic() + LINGER_SECONDS
     taken = 0
     while taken < LINGER_BYTES:

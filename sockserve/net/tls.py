@@ -9,6 +9,7 @@ import select
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypeIs
@@ -18,7 +19,7 @@ from sockserve.errors import HandshakeError
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["close_notify", "defer_handshake", "handshake", "is_tls", "wrapped_like"]
+__all__ = ["close_notify", "defer_handshake", "handshake", "is_tls", "recv_beneath", "wrapped_like"]
 
 
 def is_tls(sock: object) -> TypeIs[ssl.SSLSocket]:
@@ -100,7 +101,17 @@ def close_notify(sock: ssl.SSLSocket, timeout: float) -> None:
         _set_timeout(sock, before)
 
 
+def recv_beneath(sock: ssl.SSLSocket, size: int, flags: int = 0) -> bytes:
+    """What ``recv()`` of the socket beneath TLS gives: records as they are. Raises as that."""
+    # A cooperative socket lets others run meanwhile.
+    receive: Callable[[ssl.SSLSocket, int, int], bytes] = getattr(type(sock), "recv_beneath", socket.socket.recv)
+    return receive(sock, size, flags)
+
+
 def _wait_writable(sock: socket.socket, timeout: float) -> bool:
+    wait: Callable[[float], bool] | None = getattr(sock, "wait_writable", None)
+    if wait is not None:
+        return wait(timeout)
     if not hasattr(select, "poll"):
         return bool(select.select([], [sock], [], max(0.0, timeout))[1])
     poll = select.poll()

@@ -69,6 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SockserveError, OSError) as error:
         sys.stderr.write(f"sockserve: {getattr(error, 'strerror', None) or error}\n")
         return 2 if isinstance(error, AddressError) else 1
+    except ImportError as error:
+        if error.name != "greenlet":
+            raise
+        sys.stderr.write(f"sockserve: {error}\n")
+        return 1
     return 0
 
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable
 
 from sockserve.core.base_server import HandlerFactory
 from sockserve.core.events import Counters, Observer
+from sockserve.core.lifecycle import CutShort
 from sockserve.core.loop import Loop
 from sockserve.net.address import format_address
 from sockserve.run.opening import AnyServer, open_servers
 from sockserve.run.signals import handling
-from sockserve.run.stopping import CutShort, Stop, time_limit
+from sockserve.run.stopping import Stop, time_limit
 
 __all__ = ["serve"]
 
@@ -46,7 +47,7 @@ def serve(
     handler: the class, or any callable that takes ``(request, client_address, server)``.
     addresses: ``tcp://host:port``, ``tcp://[::1]:0``, ``udp://…``, ``unix:/path``, ``unix-dgram:/path``, ``fd:N``. Of a
         host name one address is bound, an IPv4 one if there is any. A descriptor is closed at the end.
-    model: "thread", "pool", "fork" or "inline", the last of which serves one request at a time, whatever the addresses.
+    model: "thread", "pool", "fork", "greenlet" or "inline", which serves one request at a time, whatever the addresses.
     max_children: with "fork", how many requests are served at once; None: the class's default.
     max_workers: with "pool", how many threads each address has at most; None: the class's default.
     backlog: connections that the kernel may hold while nobody accepts (listen(2)); None: as many as the system allows.
@@ -57,7 +58,8 @@ def serve(
 
     Raises AddressError for a text that is no address, or one that the handler's class cannot serve (a
     StreamRequestHandler on datagrams); BindError for one that the system refuses; ValueError for a model that this
-    platform lacks; ListenerLostError when a listening socket fails later, once the requests in progress have ended.
+    platform lacks, ImportError for one whose extra is not installed; ListenerLostError when a listening socket fails
+    later, once the requests in progress have ended.
     """
     _check(addresses, model, max_children, max_workers, drain_timeout)
     others = tuple(observers)
@@ -84,7 +86,7 @@ def serve(
             server.attach(loop)
         if handles_signals:
             last_first.enter_context(handling(stop.on_signal))
-            if model == "inline" and drain_timeout is not None:
+            if model in ("inline", "greenlet") and drain_timeout is not None:
                 last_first.enter_context(time_limit(stop, drain_timeout))
         for server in servers:
             log.info("listening on %s", format_address(server.socket))

@@ -21,7 +21,7 @@ from typing import Any
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.core.active_requests import ActiveRequests, LiveRequest, table_of
 from sockserve.core.events import Observer
-from sockserve.core.lifecycle import CUT_GRACE
+from sockserve.core.lifecycle import CUT_GRACE, CutShort
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import cut_others, drain_one
@@ -29,13 +29,9 @@ from sockserve.core.server import TCPServer, UDPServer
 from sockserve.net.closing import cut
 from sockserve.run.opening import AnyServer
 
-__all__ = ["CutShort", "Stop", "time_limit"]
+__all__ = ["Stop", "time_limit"]
 
 log = logging.getLogger("sockserve")
-
-
-class CutShort(BaseException):
-    """Ends an inline handler that is still at work when it is to be cut."""
 
 
 class Stop(Observer):
@@ -79,14 +75,13 @@ class Stop(Observer):
     def cut(self) -> None:
         """Let the loop cut what is in progress, and end what this thread serves. Safe in a signal handler.
 
-        Raises CutShort into an inline handler.
+        Raises CutShort into a handler that runs in this thread.
         """
         self.is_to_cut = True
         self.loop.wake()
-        me = threading.get_ident()
         for server in self.servers:
             for live in table_of(server).all():
-                if live.thread == me and not live.detached:
+                if live.is_callers_own() and not live.detached:
                     # What it still does, its finish() for one, shall not wait for the client.
                     cut(live.request)
                     if live.state in ("prepare", "handle"):

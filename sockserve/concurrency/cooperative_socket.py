@@ -1,0 +1,294 @@
+"""A socket whose blocking methods let other greenlets run."""
+
+# ruff: noqa: D102 - the methods promise what those of socket.socket do
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sockserve.concurrency.channel import Channel
+from sockserve.concurrency.hub import sleep
+
+__all__ = ["CooperativeSocket"]
+
+_bare_recv = socket.socket.recv
+_bare_recv_into = socket.socket.recv_into
+_bare_send = socket.socket.send
+
+_WAITALL: int = getattr(socket, "MSG_WAITALL", 0)
+
+SENDFILE_BLOCK = 2**30
+"""Bytes that one sendfile(2) is asked for: what ``socket.socket.sendfile()`` asks for."""
+
+BUSY_LISTENER = 0.01
+"""Seconds until the next try to connect to a Unix socket whose backlog is full: nothing tells when it no longer is."""
+
+
+class CooperativeSocket(socket.socket):
+    """A ``socket.socket`` for handlers that run in greenlets: where it would block, others go on.
+
+    ``settimeout()`` and its kin mean what they always mean. Outside of such a greenlet it blocks like any other socket.
+    Its descriptor does not block (O_NONBLOCK), which whoever takes the bare ``fileno()`` has to know; ``detach()``
+    gives it back as the time-out says. Two greenlets cannot wait for input of one socket at once, nor send: that is a
+    RuntimeError; one can read while another sends.
+    """
+
+    _serving_channel: Channel
+
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
+        super().__init__(family, type, proto, fileno)
+        self._serving_begin(super().gettimeout())
+
+    def _serving_begin(self, limit: float | None) -> None:
+        self._serving_channel = Channel(super().fileno(), limit)
+        super().setblocking(False)
+
+    # input
+
+    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
+        channel = self._serving_channel
+        deadline = None
+        if flags:
+            if flags & _WAITALL:
+                return self._serving_receive_all(bufsize, flags)
+        elif channel.dry_at == channel.changes and channel.limit != 0:
+            deadline = channel.wait_input()
+        while True:
+            changes = channel.changes
+            try:
+                data = _bare_recv(self, bufsize, flags)
+            except BlockingIOError:
+                if channel.limit == 0:
+                    raise
+            else:
+                if data and len(data) < bufsize and not flags:
+                    # All that there was. What comes from now on the loop tells.
+                    channel.dry_at = changes
+                return data
+            deadline = channel.wait_input(deadline)
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        channel = self._serving_channel
+        deadline = None
+        if flags:
+            if flags & _WAITALL:
+                with memoryview(buffer).cast("B") as view:
+                    data = self._serving_receive_all(nbytes or len(view), flags)
+                    view[: len(data)] = data
+                return len(data)
+        elif channel.dry_at == channel.changes and channel.limit != 0:
+            deadline = channel.wait_input()
+        while True:
+            changes = channel.changes
+            try:
+                count = _bare_recv_into(self, buffer, nbytes, flags)
+            except BlockingIOError:
+                if channel.limit == 0:
+                    raise
+            else:
+                if 0 < count < (nbytes or memoryview(buffer).nbytes) and not flags:
+                    channel.dry_at = changes
+                return count
+            deadline = channel.wait_input(deadline)
+
+    def recvfrom(self, *args: Any) -> Any:
+        return self._serving_input(super().recvfrom, *args)
+
+    def recvfrom_into(self, *args: Any, **kwargs: Any) -> Any:
+        return self._serving_input(super().recvfrom_into, *args, **kwargs)
+
+    def recvmsg(self, *args: Any) -> Any:
+        return self._serving_input(super().recvmsg, *args)
+
+    def recvmsg_into(self, *args: Any) -> Any:
+        return self._serving_input(super().recvmsg_into, *args)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        fd, address = self._serving_input(super()._accept)  # type: ignore[misc]
+        return CooperativeSocket(self.family, self.type, self.proto, fd), address
+
+    # output
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        channel = self._serving_channel
+        deadline = None
+        while True:
+            try:
+                return _bare_send(self, data, flags)
+            except BlockingIOError:
+                if channel.limit == 0:
+                    raise
+            deadline = channel.wait_output(deadline)
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        channel = self._serving_channel
+        # Of the whole, as CPython has it.
+        deadline = None if channel.limit is None else channel.begin()
+        rest = data
+        while True:
+            try:
+                sent = _bare_send(self, rest, flags)
+            except BlockingIOError:
+                if channel.limit == 0:
+                    raise
+                deadline = channel.wait_output(deadline)
+                continue
+            if rest is data:
+                if sent == len(data) and type(data) is bytes:
+                    return
+                rest = memoryview(data).cast("B")
+            rest = rest[sent:]
+            if not rest:
+                return
+
+    def sendto(self, *args: Any) -> Any:
+        return self._serving_output(super().sendto, *args)
+
+    def sendmsg(self, *args: Any) -> Any:
+        return self._serving_output(super().sendmsg, *args)
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        try:
+            source = file.fileno()
+            size = os.fstat(source).st_size
+        except (AttributeError, OSError):
+            return super()._sendfile_use_send(file, offset, count)  # type: ignore[misc,no-any-return]
+        self._check_sendfile_params(file, offset, count)  # type: ignore[attr-defined]
+        if not size or not hasattr(os, "sendfile"):
+            return super()._sendfile_use_send(file, offset, count)  # type: ignore[misc,no-any-return]
+        sent = 0
+        try:
+            while count is None or sent < count:
+                block = SENDFILE_BLOCK if count is None else min(count - sent, SENDFILE_BLOCK)
+                done = self._serving_output(os.sendfile, self.fileno(), source, offset + sent, block)
+                if not done:
+                    break
+                sent += done
+        finally:
+            if sent and hasattr(file, "seek"):
+                file.seek(offset + sent)
+        return sent
+
+    # connecting
+
+    def connect(self, address: Any, /) -> None:
+        channel = self._serving_channel
+        deadline = None if channel.limit is None else channel.begin()
+        while True:
+            try:
+                super().connect(address)
+            except BlockingIOError as error:
+                if channel.limit == 0:
+                    raise
+                if error.errno == errno.EAGAIN:
+                    sleep(BUSY_LISTENER)
+                    if deadline is not None and deadline <= time.monotonic():
+                        raise TimeoutError("timed out") from None
+                    continue
+                break
+            return
+        while True:
+            deadline = channel.wait_output(deadline)
+            failure = self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if failure:
+                raise OSError(failure, os.strerror(failure))
+            try:
+                self.getpeername()
+            except OSError as error:
+                if error.errno != errno.ENOTCONN:
+                    raise
+            else:
+                return
+
+    def connect_ex(self, address: Any, /) -> int:
+        try:
+            self.connect(address)
+        except OSError as error:
+            if error.errno is None:
+                return errno.EAGAIN if isinstance(error, TimeoutError) else errno.EINVAL
+            return error.errno
+        return 0
+
+    # time-outs
+
+    def settimeout(self, value: float | None, /) -> None:
+        if value is not None:
+            value = float(value)
+            if value < 0:
+                raise ValueError("Timeout value out of range")
+        self._serving_channel.limit = value
+
+    def gettimeout(self) -> float | None:
+        return self._serving_channel.limit
+
+    def setblocking(self, flag: bool, /) -> None:
+        self._serving_channel.limit = None if flag else 0.0
+
+    def getblocking(self) -> bool:
+        return self._serving_channel.limit != 0
+
+    @property
+    def timeout(self) -> float | None:
+        return self._serving_channel.limit
+
+    # the end
+
+    def detach(self) -> int:
+        """Close the socket object and return its descriptor, which blocks unless there is a time-out."""
+        channel = self._serving_channel
+        if channel.fd >= 0:
+            channel.release()
+            if channel.limit is None:
+                super().setblocking(True)
+        return super().detach()
+
+    def _real_close(self, *args: Any) -> None:
+        self._serving_channel.close()
+        super()._real_close(*args)  # type: ignore[misc]
+
+    # helpers
+
+    def wait_writable(self, timeout: float) -> bool:
+        """Wait until it takes more output, at most ``timeout`` seconds; say whether it may."""
+        deadline = time.monotonic() + timeout
+        try:
+            self._serving_channel.wait_output(deadline)
+        except TimeoutError:
+            return False
+        return time.monotonic() < deadline
+
+    def _serving_input(self, operation: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        channel = self._serving_channel
+        deadline = None
+        while True:
+            try:
+                return operation(*args, **kwargs)
+            except BlockingIOError:
+                if channel.limit == 0:
+                    raise
+            deadline = channel.wait_input(deadline)
+
+    def _serving_output(self, operation: Callable[..., Any], *args: Any) -> Any:
+        channel = self._serving_channel
+        deadline = None
+        while True:
+            try:
+                return operation(*args)
+            except BlockingIOError:
+                if channel.limit == 0:
+                    raise
+            deadline = channel.wait_output(deadline)
+
+    def _serving_receive_all(self, size: int, flags: int) -> bytes:
+        received = b""
+        while len(received) < size:
+            data = self.recv(size - len(received), flags & ~_WAITALL)
+            received += data
+            if not data or flags & socket.MSG_PEEK:
+                break
+        return received

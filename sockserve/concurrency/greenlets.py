@@ -1,0 +1,166 @@
+"""A greenlet for every request, all of them in the loop's thread."""
+
+# ruff: noqa: D102 - a dispatcher's methods are explained in dispatch.Dispatcher
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sockserve.concurrency.cooperative_socket import CooperativeSocket
+from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
+from sockserve.concurrency.hub import Hub, Worker, current_worker
+from sockserve.core.active_requests import LiveRequest
+from sockserve.core.lifecycle import CUT_GRACE, CutShort
+from sockserve.core.loop import Loop
+from sockserve.core.one_shot import OneShot
+from sockserve.core.request_life import cut_others, tell_cut
+from sockserve.net.tls import is_tls
+
+__all__ = ["GreenletDispatcher", "GreenletMixIn", "cooperative"]
+
+log = logging.getLogger("sockserve")
+
+
+class GreenletDispatcher:
+    """Runs each request in a greenlet of the loop's thread."""
+
+    def __init__(self) -> None:
+        self.hub = Hub()
+        self._left_behind: list[Hub] = []
+        self._loop: Loop | None = None
+
+    def dispatch(self, serve: Callable[[], str], release: Callable[[], None]) -> Worker:
+        hub = self.hub_here()
+        # Without a loop nothing would go on after this: a standard library's server, or one over handle_request().
+        return hub.begin(serve) if self._loop is not None else hub.run(serve)
+
+    def hub_here(self) -> Hub:
+        """The hub of this thread: a worker can never leave its own."""
+        if self.hub.thread not in (None, threading.get_ident()):
+            if self.hub.workers:
+                self._left_behind.append(self.hub)
+            self.hub = Hub()
+            if self._loop is not None:
+                self.hub.move_to(self._loop)
+        return self.hub
+
+    def reap(self) -> None:
+        pass
+
+    def full(self) -> bool:
+        return False
+
+    def close(self, timeout: float | None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for hub in (self.hub, *self._left_behind):
+            if not hub.wait_until_idle(None if deadline is None else deadline - time.monotonic()):
+                return False
+            hub.close_threads()
+        self._left_behind.clear()
+        return True
+
+    def kill(self, timeout: float) -> bool:
+        """Raise GreenletExit in the workers but the caller; say whether all ended, within ``timeout`` seconds each."""
+        return False not in [hub.kill(timeout) for hub in (self.hub, *self._left_behind)]
+
+    def attach(self, loop: Loop) -> None:
+        self._loop = loop
+        if self.hub.thread in (None, threading.get_ident()):
+            self.hub.move_to(loop)
+
+    def detach(self) -> None:
+        self._loop = None
+
+    def must_poll(self) -> float | None:
+        return None
+
+
+class GreenletMixIn(DispatchingMixIn):
+    """Serves each request in a greenlet. Write it before the server class: ``class S(GreenletMixIn, TCPServer)``.
+
+    ``self.request`` is a cooperative socket: while it waits, other handlers run, in the same thread. What blocks in any
+    other way (a lock, a database driver, ``time.sleep()``) stops them all: see ``sockserve.greenlets`` for what to use.
+
+    After ``shutdown()`` the requests in progress go on in the thread that serves, and ``serve_forever()`` returns when
+    they have ended, were cut after ``drain_timeout`` seconds, or ended by GreenletExit a second later.
+    ``handle_request()`` returns when its request has ended.
+    """
+
+    def make_dispatcher(self) -> Dispatcher:
+        """One that starts greenlets."""
+        return GreenletDispatcher()
+
+    @property
+    def _serving_connection_class(self) -> type[CooperativeSocket]:
+        return CooperativeSocket
+
+    def _serving_dispatch(self, live: LiveRequest) -> None:
+        if isinstance(live.request, socket.socket):
+            request = cooperative(live.request)
+            if request is not live.request:
+                live.table.replace(live, request)
+        super()._serving_dispatch(live)
+
+    def _serving_work(self, live: LiveRequest) -> str:
+        me = current_worker()
+        live.is_running = None if me is None else me.is_current
+        try:
+            return super()._serving_work(live)
+        except CutShort:
+            # It ends this worker, and not the loop, which has others.
+            tell_cut(self, live)
+            return live.outcome
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Run the handler; a request that ``prepare_request()`` wrapped for TLS becomes cooperative before."""
+        if is_tls(request):
+            cooperative(request)
+        super().finish_request(request, client_address)  # type: ignore[misc]
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Serve until ``shutdown()``, and until the requests in progress then have ended."""
+        try:
+            super().serve_forever(poll_interval)  # type: ignore[misc]
+        except BaseException:
+            self._serving_dispatcher.hub.is_stranded = True
+            raise
+        hub = self._serving_dispatcher.hub_here()
+        lifecycle = getattr(self, "_serving_lifecycle", None)
+        if lifecycle is not None and hub.workers:
+            lifecycle.draining = True
+        if not hub.wait_until_idle(self.drain_timeout):
+            cut_others(self)
+            if not hub.wait_until_idle(CUT_GRACE):
+                hub.kill(CUT_GRACE)
+        hub.close_threads()
+
+    def _serving_wait_for_workers(self) -> None:
+        try:
+            super()._serving_wait_for_workers()
+        finally:
+            dispatcher = self.__dict__.get("_serving_dispatcher_made")
+            if dispatcher is not None and not dispatcher.kill(CUT_GRACE):
+                log.warning("%s: greenlets that cannot be ended are left behind", self)
+
+    def _serving_wait_for_change(self, change: OneShot, timeout: float | None) -> bool:
+        return self._serving_dispatcher.hub.wait(change, timeout)  # type: ignore[no-any-return]
+
+
+def cooperative(sock: socket.socket) -> socket.socket:
+    """Make a socket cooperative, and return it, or one that has taken its place: use only what is returned."""
+    if isinstance(sock, CooperativeSocket):
+        return sock
+    if not is_tls(sock):
+        limit = sock.gettimeout()
+        made = CooperativeSocket(sock.family, sock.type, sock.proto, sock.detach())
+        made.settimeout(limit)
+        return made
+    # A program without TLS need not pay for the ssl module.
+    from sockserve.concurrency.cooperative_tls import CooperativeTLSSocket  # noqa: PLC0415
+
+    return CooperativeTLSSocket.adopt(sock)

@@ -1,0 +1,332 @@
+"""The hub: workers that are greenlets, and take turns in the thread of one loop.
+
+Rule 1. A worker gives its turn away in ``pause()`` only, to the loop's own greenlet, which gives it back.
+Rule 2. A turn may come for nothing: whoever pauses looks again at what it waits for.
+Rule 3. A loop may end before the workers do; another one in the same thread takes them over where they are.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextvars
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+from sockserve.core.loop import Loop, Timer
+from sockserve.core.one_shot import OneShot
+
+try:
+    import greenlet
+    from greenlet import getcurrent
+except ImportError as error:
+    raise ImportError(
+        "handlers in greenlets need the library greenlet: pip install 'sockserve[greenlet]'", name="greenlet"
+    ) from error
+
+__all__ = ["Awaited", "Hub", "Worker", "current_worker", "getcurrent", "sleep"]
+
+log = logging.getLogger("sockserve")
+
+Result = TypeVar("Result")
+
+
+class Awaited(Protocol):
+    """What a worker waits for, if the loop has to know of it."""
+
+    def rearm(self, loop: Loop) -> None:
+        """Another loop has taken over."""
+
+
+class Worker(greenlet.greenlet):
+    """A greenlet that runs one function, and pauses in it."""
+
+    def __init__(self, hub: Hub, function: Callable[[], object], parent: greenlet.greenlet | None = None) -> None:
+        super().__init__(self._work, parent)
+        self.hub = hub
+        self.function = function
+        self.awaits: Awaited | None = None
+        """What it waits for, or has waited for."""
+        self.deadline: float | None = None
+        """When its present pause ends at the latest, on the clock of ``time.monotonic()``."""
+        self._timer: Timer | None = None
+        # A worker sees the context variables of whoever started it, and changes its own only.
+        self.gr_context = contextvars.copy_context()
+
+    def _work(self) -> None:
+        try:
+            self.function()
+        finally:
+            self.hub.ended(self)
+
+    def is_current(self) -> bool:
+        """Whether it is what calls this."""
+        return getcurrent() is self
+
+    def pause(self, deadline: float | None = None) -> None:
+        """Let others run until one of them, or the loop, gives the turn back; or until ``deadline``."""
+        loop: Any = self.parent
+        if deadline is None:
+            loop.switch()
+            return
+        self.deadline = deadline
+        if self._timer is None or deadline < self._timer.when:
+            self.set_timer()
+        try:
+            loop.switch()
+        finally:
+            self.deadline = None
+
+    def set_timer(self) -> None:
+        """End the present pause in time. One timer serves many pauses: it finds out later that they went on."""
+        self.clear_timer()
+        loop = self.hub.loop
+        if self.deadline is not None and loop is not None:
+            self._timer = loop.call_later(self.deadline - time.monotonic(), self._on_timer)
+
+    def clear_timer(self) -> None:
+        """Leave nothing behind in the loop."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self.deadline is None:
+            return
+        if self.deadline <= time.monotonic():
+            self.switch()
+        else:
+            self.set_timer()
+
+
+class Hub:
+    """The workers of one thread."""
+
+    def __init__(self) -> None:
+        self.loop: Loop | None = None
+        self.thread: int | None = None
+        """The thread that the workers belong to; None: there was none yet."""
+        self.is_stranded = False
+        """Whether the loop has ended by an exception, so that the workers rest until their own thread comes back."""
+        self.workers: set[Worker] = set()
+        self._ready: collections.deque[Worker] = collections.deque()
+        self._watchers: list[Callable[[], object]] = []
+        self._executor: ThreadPoolExecutor | None = None
+
+    # turns
+
+    def begin(self, function: Callable[[], object]) -> Worker:
+        """Run a function in a new worker until it pauses or ends. What is no Exception is raised here."""
+        self.thread = threading.get_ident()
+        worker = Worker(self, function)
+        self.workers.add(worker)
+        worker.switch()
+        return worker
+
+    def spawn(self, function: Callable[[], object]) -> Worker:
+        """Run it in a new worker soon. Called in a worker."""
+        worker = Worker(self, function, getcurrent().parent)
+        self.workers.add(worker)
+        self.resume(worker)
+        return worker
+
+    def resume(self, worker: Worker) -> None:
+        """Give a worker its turn soon; from any thread."""
+        # In this order: see move_to().
+        self._ready.append(worker)
+        loop = self.loop
+        if loop is not None:
+            loop.call_soon(self._resume_ready)
+
+    def _resume_ready(self) -> None:
+        for _ in range(len(self._ready)):
+            worker = self._ready.popleft()
+            if not worker.dead:
+                worker.switch()
+
+    def ended(self, worker: Worker) -> None:
+        """A worker is about to end."""
+        self.workers.discard(worker)
+        worker.clear_timer()
+        while self._watchers:
+            self._watchers.pop()()
+
+    # loops
+
+    def move_to(self, loop: Loop) -> None:
+        """Be served by a loop that runs in this thread."""
+        if loop is self.loop:
+            return
+        self.loop = loop
+        self.is_stranded = False
+        me = getcurrent()
+        for worker in self.workers:
+            if not isinstance(me, Worker):
+                worker.parent = me
+            worker.set_timer()
+            if worker.awaits is not None:
+                worker.awaits.rearm(loop)
+        if self._ready:
+            loop.call_soon(self._resume_ready)
+
+    def run(self, function: Callable[[], object]) -> Worker:
+        """Run a function in a new worker until it ends, and the other workers meanwhile."""
+        done = OneShot()
+        started: list[Worker] = []
+
+        def run_and_tell() -> None:
+            try:
+                function()
+            finally:
+                done.set()
+
+        self._run_until(done, None, lambda: started.append(self.begin(run_and_tell)))
+        return started[0]
+
+    def _run_until(self, change: OneShot, timeout: float | None, start: Callable[[], object] | None = None) -> bool:
+        """Let the workers run, from outside of them, until ``change`` is set; False: ``timeout`` was not enough."""
+        outer = self.loop
+        with Loop() as loop:
+            errand = _Errand(loop, change)
+            change.then(loop.wake)
+            if timeout is not None:
+                loop.call_later(timeout, errand.leave)
+            if start is not None:
+                loop.call_soon(start)
+            self.move_to(loop)
+            try:
+                loop.run()
+            finally:
+                if outer is not None and not outer.is_closed:
+                    self.move_to(outer)
+        return change.is_set()
+
+    # waiting
+
+    def wait(self, change: OneShot, timeout: float | None) -> bool:
+        """Wait at most ``timeout`` seconds until ``change`` is set, in whatever calls this; say whether it is.
+
+        Meanwhile the workers go on, also if the caller holds their thread.
+        """
+        me = current_worker()
+        if me is not None:
+            return _wait_in(me, change, timeout)
+        if self.thread == threading.get_ident():
+            return self._run_until(change, timeout)
+        return change.wait(timeout)
+
+    def wait_until_idle(self, timeout: float | None) -> bool:
+        """Wait until there is no worker but the caller, at most ``timeout`` seconds; say whether so."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            change = OneShot()
+            self._watchers.append(change.set)
+            if not self.others():
+                return True
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if (remaining is not None and remaining <= 0) or (
+                self.is_stranded and self.thread != threading.get_ident()
+            ):
+                return False
+            self.wait(change, remaining)
+
+    def others(self) -> set[Worker]:
+        """The workers but the caller."""
+        return {worker for worker in self.workers.copy() if not worker.is_current()}
+
+    def kill(self, timeout: float) -> bool:
+        """Raise GreenletExit in the workers but the caller; say whether they ended, within ``timeout`` seconds."""
+        me = current_worker()
+        if me is None and self.thread == threading.get_ident():
+            self._throw_into(self.others())
+        elif self.loop is not None and not self.loop.is_closed:
+            self.loop.call_soon(lambda: self._throw_into(self.workers - {me}))
+        return self.wait_until_idle(timeout)
+
+    def _throw_into(self, workers: set[Worker]) -> None:
+        for worker in workers:
+            worker.throw()
+            if worker.dead:
+                # One that had not begun does not tell that it ended.
+                self.ended(worker)
+
+    # threads
+
+    def run_in_thread(self, me: Worker, function: Callable[[], Result]) -> Result:
+        """Call a function in a thread of a pool while other workers go on; return or raise what it does."""
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(thread_name_prefix="sockserve-greenlets")
+        future = self._executor.submit(contextvars.copy_context().run, function)
+        future.add_done_callback(lambda _: self.resume(me))
+        try:
+            while not future.done():
+                me.pause()
+        finally:
+            future.cancel()
+        return future.result()
+
+    def close_threads(self) -> None:
+        """Let the pool's threads end when they have nothing to do."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=False)
+
+
+class _Errand:
+    """Keeps a loop running until something has happened."""
+
+    max_wait: float | None = None
+
+    def __init__(self, loop: Loop, change: OneShot) -> None:
+        self._loop = loop
+        self._change = change
+        loop.add(self)
+
+    def before_wait(self) -> None:
+        """Leave if it has."""
+        if self._change.is_set():
+            self.leave()
+
+    def after_turn(self) -> None:
+        """Nothing is due."""
+
+    def leave(self) -> None:
+        """Let the loop end."""
+        self._loop.remove(self)
+
+    def abandon(self) -> None:
+        """Nothing to close."""
+
+
+def current_worker() -> Worker | None:
+    """The worker that calls this; None: no worker does."""
+    me: Any = getcurrent()
+    return me if isinstance(me, Worker) else None
+
+
+def _wait_in(me: Worker, change: OneShot, timeout: float | None) -> bool:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    change.then(lambda: me.hub.resume(me))
+    while not change.is_set():
+        if deadline is not None and deadline <= time.monotonic():
+            return False
+        me.pause(deadline)
+    return True
+
+
+def sleep(seconds: float) -> None:
+    """Let others run for so many seconds; outside of a worker, block the thread."""
+    me = current_worker()
+    if me is None:
+        time.sleep(seconds)  # noqa: TID251 - it is what was asked for
+    elif seconds <= 0:
+        me.hub.resume(me)
+        me.pause()
+    else:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            me.pause(deadline)
