@@ -4,6 +4,8 @@
 ## make test      run the tests                                                   (ARGS="-k datagram" for some)
 ## make check     lint, formatting, types
 ## make compat    run CPython's own tests of everything that uses socketserver against sockserve
+## make bench     measure against the C floor, stdlib and the peers   (WORK=ping50 MODEL=greenlet ROUNDS=3 for a part)
+## make bench-smoke   start everything that `bench` starts, for a few hundred requests each
 ## make coverage  run the tests under coverage, children included, and report it
 ## make format    format the code and sort the imports
 ## make clean     remove the environments and whatever the commands above left
@@ -19,7 +21,7 @@ VENV := .venv-$(VERSION)
 IN_VENV := $(VENV)/bin/python
 PIP := $(IN_VENV) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run test check compat coverage format clean environments programs
+.PHONY: help run test check compat bench bench-smoke coverage format clean environments programs
 # Two targets would install into one environment at the same time.
 .NOTPARALLEL:
 
@@ -40,6 +42,14 @@ check: $(VENV)/made-for-lint
 
 compat: $(VENV)/made-for-run
 	$(IN_VENV) tests/compat/run.py $(ARGS)
+
+bench bench-smoke: PROGRAMS := $(BENCH_PROGRAMS)
+
+bench: $(VENV)/made-for-bench programs
+	$(if $(FREE_THREADED),FREE_THREADED=$(FREE_THREADED)) $(IN_VENV) -m benchmarks $(if $(WORK),--work $(WORK)) $(if $(MODEL),--model $(MODEL)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+
+bench-smoke: $(VENV)/made-for-bench programs
+	$(IN_VENV) -m benchmarks --smoke $(ARGS)
 
 coverage: $(VENV)/made-for-test programs
 	$(IN_VENV) -m coverage erase

@@ -1,0 +1,145 @@
+"""The table of servers: what each is called, how it is started, and what it can be asked to do.
+
+A peer is written as its documentation shows, with the settings that make it fast (a long backlog, uvloop) and with
+TCP_NODELAY where that helps it: asyncio, uvloop and trio set it, and in none of these works does a small write follow
+an unanswered one. Handlers of one work read and answer the same bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+SERVERS = pathlib.Path(__file__).with_name("servers")
+NO_SUCH_MODEL = 3
+
+KEPT = ("ping",)
+STREAMS = ("ping", "connect")
+EVERYTHING = ("ping", "connect", "udp")
+HTTP = ("http", "http-kept")
+WITH_FILES = ("ping-stream", "connect-stream")
+
+
+class Contender(NamedTuple):
+    """One server that takes part."""
+
+    name: str
+    group: str
+    """What ``MODEL=`` selects beside the name: our models by theirs, the others by their library's name."""
+    program: tuple[str, ...]
+    """The program in ``servers/`` and its arguments; "{}" stands for the work."""
+    protocols: tuple[str, ...]
+    """What it can be asked to do."""
+    one_at_a_time: bool = False
+    """Whether a client that stays keeps all others waiting."""
+    slowness: int = 1
+    """Divides the number of requests, so that a cell takes as long as another's."""
+    needs: str | None = None
+    """The package without which it is left out."""
+
+    def missing(self) -> str | None:
+        """Why it cannot take part here, or None."""
+        if self.needs is not None and importlib.util.find_spec(self.needs) is None:
+            return f"needs the package {self.needs}"
+        if self.program[0] == FREE_THREADED and free_threaded() is None:
+            return "needs a free-threaded Python: python3.13t on PATH, or FREE_THREADED=its path"
+        return None
+
+    def command(self, protocol: str) -> list[str]:
+        """What starts it."""
+        first, *arguments = (each.format(protocol) for each in self.program)
+        if first == "floor":
+            return [floor(), *arguments]
+        python = sys.executable
+        if first == FREE_THREADED:
+            python = free_threaded() or FREE_THREADED
+            first = "blocking.py"
+        return [python, str(SERVERS / first), *arguments]
+
+
+FREE_THREADED = "free-threaded"
+
+
+def _stdlib(model: str, *protocols: str, **more: object) -> Contender:
+    program = ("blocking.py", "socketserver", model, "{}")
+    return Contender(f"stdlib-{model}", "stdlib", program, protocols, **more)  # type: ignore[arg-type]
+
+
+def _ours(name: str, model: str, *protocols: str, workers: int = 0, processes: int = 0, **more: object) -> Contender:
+    program = ("blocking.py", "sockserve", model, "{}", str(workers), str(processes))
+    group = "prefork" if processes else model
+    return Contender(name, group, program, protocols, **more)  # type: ignore[arg-type]
+
+
+_FORK_COSTS = 20
+
+CONTENDERS: Sequence[Contender] = (
+    Contender("floor", "floor", ("floor", "{}"), EVERYTHING),
+    _stdlib("inline", *EVERYTHING, *WITH_FILES, one_at_a_time=True),
+    _stdlib("thread", *EVERYTHING, *WITH_FILES, *HTTP, "cpu"),
+    _stdlib("fork", *EVERYTHING, *WITH_FILES, slowness=_FORK_COSTS),
+    Contender("gevent", "gevent", ("gevent_server.py", "{}"), EVERYTHING, needs="gevent"),
+    Contender("asyncio", "asyncio", ("asyncio_server.py", "{}"), EVERYTHING),
+    Contender("uvloop", "uvloop", ("asyncio_server.py", "{}", "uvloop"), EVERYTHING, needs="uvloop"),
+    Contender("trio", "trio", ("trio_server.py", "{}"), EVERYTHING, needs="trio"),
+    _ours("inline", "inline", *EVERYTHING, *WITH_FILES, one_at_a_time=True),
+    _ours("thread", "thread", *EVERYTHING, *WITH_FILES, *HTTP),
+    _ours("fork", "fork", *EVERYTHING, *WITH_FILES, slowness=_FORK_COSTS),
+    _ours("pool", "pool", *EVERYTHING, "connect-stream", *HTTP, workers=4),
+    _ours("pool-1", "pool", "cpu", workers=1),
+    _ours("pool-2", "pool", "cpu", workers=2),
+    _ours("pool-16", "pool", *EVERYTHING, workers=16),
+    _ours("greenlet", "greenlet", *STREAMS, "connect-stream", *HTTP, needs="greenlet"),
+    _ours("prefork-inline", "inline", "connect", "udp", processes=2),
+    _ours("prefork-pool", "pool", *STREAMS, "cpu", workers=2, processes=2),
+    Contender("free-threaded-pool-1", "pool", (FREE_THREADED, "sockserve", "pool", "{}", "1", "0"), ("cpu",)),
+    Contender("free-threaded-pool-2", "pool", (FREE_THREADED, "sockserve", "pool", "{}", "2", "0"), ("cpu",)),
+)
+
+BY_NAME = {contender.name: contender for contender in CONTENDERS}
+OURS = tuple(each.name for each in CONTENDERS if "sockserve" in each.program)
+
+
+@functools.cache
+def floor() -> str:
+    """The C program, built once; SystemExit without a compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        sys.exit("needs a C compiler, cc (Debian: gcc)")
+    built = pathlib.Path(tempfile.gettempdir()) / f"sockserve-floor-{os.getuid()}-{os.getpid()}"
+    subprocess.run([compiler, "-O2", "-Wall", "-o", str(built), str(SERVERS / "floor.c")], check=True)
+    return str(built)
+
+
+def remove_floor() -> None:
+    """Take the built program away."""
+    if floor.cache_info().currsize:
+        pathlib.Path(floor()).unlink(missing_ok=True)
+        floor.cache_clear()
+
+
+@functools.cache
+def free_threaded() -> str | None:
+    """A Python without a GIL: this one, ``$FREE_THREADED``, or one on PATH."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return sys.executable
+    names = (os.environ.get("FREE_THREADED"), "python3.14t", "python3.13t")
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def python_path() -> str:
+    """Where servers find sockserve and what it needs, whichever Python runs them: pure Python, all of it."""
+    needed = importlib.util.find_spec("typing_extensions")
+    folders = [str(SERVERS.parent.parent)]
+    if needed is not None and needed.origin is not None:
+        folders.append(str(pathlib.Path(needed.origin).parent))
+    return os.pathsep.join(folders)

@@ -1,0 +1,99 @@
+"""The pictures: a bar for each server of a work, from zero; and the cost of a request against the connections kept."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+from benchmarks.contenders import BY_NAME, OURS
+from benchmarks.report import medians
+from benchmarks.targets import Rounds
+
+WORDS = {
+    "cpu_us": "µs of processor time per request (less is better)",
+    "kib_each": "KiB per idle connection (less is better)",
+    "per_second": "requests per second (more is better)",
+    "busy_p99_ms": "ms that shutdown() takes under load, 99th percentile (less is better)",
+    "per_minute": "wake-ups per minute while idle (less is better)",
+}
+FLOOR, OUR, OTHER = "#888888", "#1f77b4", "#d9a441"
+
+
+def draw(rounds: Rounds, units: Mapping[str, str], directory: pathlib.Path) -> list[pathlib.Path]:
+    """Write the pictures as SVG; return their paths. Raises ImportError without matplotlib (the extra ``bench``)."""
+    import matplotlib  # noqa: ICN001, PLC0415 - an extra, and half a second
+
+    matplotlib.use("svg")
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for work, rows in rounds.items():
+        unit = units[work]
+        values = {name: value for name, each in rows.items() if (value := medians(each).get(unit)) is not None}
+        if values:
+            paths.append(
+                _bars(work, unit, values, {name: [row[unit] for row in rows[name]] for name in values}, directory)
+            )
+    curves = _curves(rounds)
+    if any(len(points) > 1 for points in curves.values()):
+        paths.append(_lines(curves, directory))
+    return paths
+
+
+def _bars(
+    work: str, unit: str, values: Mapping[str, float], spans: Mapping[str, Sequence[float]], directory: pathlib.Path
+) -> pathlib.Path:
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    names = sorted(values, key=values.__getitem__, reverse=True)
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.32 * len(names)), layout="constrained")
+    # From the lowest round to the highest.
+    reach = (
+        [max(0.0, values[name] - min(spans[name])) for name in names],
+        [max(0.0, max(spans[name]) - values[name]) for name in names],
+    )
+    bars = axes.barh(names, [values[name] for name in names], xerr=reach, color=[_colour(name) for name in names])
+    axes.bar_label(bars, fmt="%.3g", padding=4)
+    axes.set_xlim(left=0)
+    axes.margins(x=0.12)
+    axes.set_xlabel(WORDS[unit])
+    axes.set_title(work)
+    path = directory / f"{work}.svg"
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    return path
+
+
+def _curves(rounds: Rounds) -> dict[str, list[tuple[int, float]]]:
+    """Of each server, what a request costs at each number of kept connections."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for work, rows in rounds.items():
+        if number := re.fullmatch(r"ping(\d+)", work):
+            for name, each in rows.items():
+                curves.setdefault(name, []).append((int(number[1]), medians(each)["cpu_us"]))
+    return {name: sorted(points) for name, points in curves.items()}
+
+
+def _lines(curves: Mapping[str, list[tuple[int, float]]], directory: pathlib.Path) -> pathlib.Path:
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for name, points in curves.items():
+        if len(points) > 1:
+            style = "-" if name in OURS else ":" if name == "floor" else "--"
+            axes.plot(*zip(*points, strict=True), style, marker="o", label=name)
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("kept connections")
+    axes.set_ylabel(WORDS["cpu_us"])
+    axes.legend(ncols=2)
+    path = directory / "cost-against-connections.svg"
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    return path
+
+
+def _colour(name: str) -> str:
+    if BY_NAME[name].group == "floor":
+        return FLOOR
+    return OUR if name in OURS else OTHER

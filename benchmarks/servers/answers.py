@@ -1,0 +1,34 @@
+"""What every server answers, whatever it is written with, and how each of them begins."""
+
+from __future__ import annotations
+
+import sys
+
+BACKLOG = 4096
+"""Of every listener: with a short one connections are dropped, and clients wait a second to try again."""
+
+PONG = b"+PONG\r\n"
+PAGE = b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nok\n"
+BODY = b"ok\n"
+
+CPU_TURNS = 20_000
+"""About a millisecond in pure Python."""
+
+
+def dns_answer(query: bytes) -> bytes:
+    """The query as its own answer: the same question, no records."""
+    return query[:2] + b"\x81\x80" + query[4:]
+
+
+def work_hard() -> int:
+    """Keep a processor busy."""
+    total = 0
+    for each in range(CPU_TURNS):
+        total += each & 7
+    return total
+
+
+def announce(port: int) -> None:
+    """Say where this server listens; from here on it is measured."""
+    sys.stdout.write(f"{port}\n")
+    sys.stdout.flush()

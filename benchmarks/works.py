@@ -1,0 +1,394 @@
+"""The table of works: what the clients do, and which figures come of it.
+
+Figures are named with their units: ``cpu_us`` is microseconds of processor time per request, the figure of merit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import resource
+import socket
+import statistics
+import subprocess
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from benchmarks import loads
+from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.processes import ServerProcess, pause
+
+Figures = dict[str, float]
+Start = Callable[[Contender, str, Collection[int]], ServerProcess]
+
+PING, PONG = b"PING\r\n", b"+PONG\r\n"
+
+
+class Effort(NamedTuple):
+    """How much of everything a round has."""
+
+    share: float
+    """Of the requests that a work asks for."""
+    warms_up: bool
+    """Whether every server has some requests before it is measured."""
+    connections: int
+    idle_seconds: float
+    shutdowns: int
+    without: tuple[str, ...] = ()
+    """Works that do nothing which others do not."""
+
+
+FULL = Effort(share=1.0, warms_up=True, connections=10_000, idle_seconds=60.0, shutdowns=100)
+SMOKE = Effort(
+    share=0.005,
+    warms_up=False,
+    connections=60,
+    idle_seconds=1.0,
+    shutdowns=3,
+    without=("ping1", "ping500", "ping2000", "ping-stream"),
+)
+
+FEWEST = 200
+"""Requests of a run, whatever its share."""
+
+
+class Places(NamedTuple):
+    """The processors."""
+
+    clients: int
+    server: int
+    both: tuple[int, ...]
+
+
+class Work(Protocol):
+    """One row of the matrix."""
+
+    @property
+    def name(self) -> str:
+        """As ``WORK=`` selects it."""
+        ...
+
+    @property
+    def family(self) -> str:
+        """Of several works that differ in a number or a detail."""
+        ...
+
+    @property
+    def protocol(self) -> str:
+        """What its servers are asked to do."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """The figure that is drawn and comes first in the table."""
+        ...
+
+    def contenders(self) -> Sequence[Contender]:
+        """Who takes part."""
+        ...
+
+    def measure(
+        self, contenders: Sequence[Contender], start: Start, places: Places, effort: Effort
+    ) -> dict[str, Figures]:
+        """One round; raises what ``start`` and the loads raise."""
+        ...
+
+
+class Rate(NamedTuple):
+    """As many requests as a program asks for; the servers are all up, and have their turns one after the other."""
+
+    name: str
+    protocol: str
+    load: Callable[[int, int, int], loads.Result]
+    clients: int
+    requests: int
+    """Of a round: about a second of processor time."""
+    turns: int
+    unit: str = "cpu_us"
+
+    @property
+    def family(self) -> str:
+        """The name without its numbers and details."""
+        return self.name.rstrip("0123456789").partition("-")[0]
+
+    def contenders(self) -> Sequence[Contender]:
+        """Those that speak the protocol, and can serve so many clients at once."""
+        stays = self.protocol.startswith(("ping", "http-kept"))
+        able = (each for each in CONTENDERS if self.protocol in each.protocols)
+        if not stays or self.clients == 1:
+            return list(able)
+        return [each for each in able if not each.one_at_a_time and (each.slowness == 1 or self.clients <= 50)]
+
+    def measure(
+        self, contenders: Sequence[Contender], start: Start, places: Places, effort: Effort
+    ) -> dict[str, Figures]:
+        """The processor time and the latencies of a round."""
+        cpu: dict[str, float] = dict.fromkeys((each.name for each in contenders), 0.0)
+        results: dict[str, list[loads.Result]] = {name: [] for name in cpu}
+        with contextlib.ExitStack() as stack:
+            servers = [(each, stack.enter_context(start(each, self.protocol, {places.server}))) for each in contenders]
+            turns = max(1, round(self.turns * min(1.0, effort.share * 10)))
+            for turn in range(turns):
+                # Whoever comes second finds warm caches: let all have that.
+                for each, server in servers if turn % 2 == 0 else reversed(servers):
+                    number = max(FEWEST, self.clients, round(self.requests * effort.share / each.slowness / turns))
+                    if turn == 0 and effort.warms_up:
+                        self.load(server.port, self.clients, max(FEWEST, self.clients))
+                        settle(server)
+                    before = server.cpu_seconds()
+                    result = self.load(server.port, self.clients, number)
+                    cpu[each.name] += settle(server) - before
+                    results[each.name].append(result)
+            memory = {each.name: server.memory() for each, server in servers}
+        return {name: _figures(cpu[name], results[name]) | {"mib": memory[name] / 2**20} for name in cpu}
+
+
+def _figures(cpu: float, results: Sequence[loads.Result]) -> Figures:
+    figures = {
+        "cpu_us": cpu / sum(result.requests for result in results) * 1e6,
+        "per_second": statistics.median(result.per_second for result in results),
+    }
+    for name in ("p50_ms", "p99_ms"):
+        times = [time for result in results if (time := getattr(result, name)) is not None]
+        if times:
+            figures[name] = statistics.median(times)
+    return figures
+
+
+SETTLED = 100e-6
+"""Seconds of processor time in a twentieth of a second, below which a server has nothing left to do."""
+
+
+def settle(server: ServerProcess) -> float:
+    """Wait until the server has closed what its clients left, at most a second; return its processor time."""
+    now = server.cpu_seconds()
+    for _ in range(20):
+        pause(0.05)
+        before, now = now, server.cpu_seconds()
+        if now - before < SETTLED:
+            break
+    return now
+
+
+class Processor(NamedTuple):
+    """Handlers that compute, on both cores; what counts is how many a second are answered."""
+
+    name: str = "cpu"
+    protocol: str = "cpu"
+    unit: str = "per_second"
+    clients: int = 8
+    requests: int = 2000
+
+    @property
+    def family(self) -> str:
+        """Its own."""
+        return self.name
+
+    def contenders(self) -> Sequence[Contender]:
+        """Those that have the handler."""
+        return [each for each in CONTENDERS if self.protocol in each.protocols]
+
+    def measure(
+        self, contenders: Sequence[Contender], start: Start, places: Places, effort: Effort
+    ) -> dict[str, Figures]:
+        """The throughput of a round."""
+        figures = {}
+        for each in contenders:
+            with start(each, self.protocol, places.both) as server:
+                loads.ab(server.port, self.clients, self.clients * 4)
+                before = server.cpu_seconds()
+                result = loads.ab(server.port, self.clients, max(FEWEST, round(self.requests * effort.share)))
+                figures[each.name] = _figures(settle(server) - before, [result])
+        return figures
+
+
+class Idle(NamedTuple):
+    """Ten thousand connections that have asked once and stay.
+
+    Measured are their memory, what opening them costs from the first to the last, and how long a new client waits among
+    them.
+    """
+
+    name: str = "idle"
+    protocol: str = "ping"
+    unit: str = "kib_each"
+    clients: int = 10
+    requests: int = 10_000
+
+    @property
+    def family(self) -> str:
+        """Its own."""
+        return self.name
+
+    def contenders(self) -> Sequence[Contender]:
+        """Those that can hold them: not in a process each."""
+        return [
+            each
+            for each in CONTENDERS
+            if self.protocol in each.protocols and not each.one_at_a_time and each.slowness == 1
+        ]
+
+    def measure(
+        self, contenders: Sequence[Contender], start: Start, places: Places, effort: Effort
+    ) -> dict[str, Figures]:
+        """All of it, server after server."""
+        figures = {}
+        for each in contenders:
+            with start(each, self.protocol, {places.server}) as server:
+                figures[each.name] = self._measure(server, effort)
+        return figures
+
+    def _measure(self, server: ServerProcess, effort: Effort) -> Figures:
+        count = min(effort.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 200)
+        step = count // 10
+        requests = max(FEWEST, round(self.requests * effort.share))
+        ask = functools.partial(loads.redis_benchmark, server.port, self.clients, requests, keep=False)
+        ask()
+        alone = ask()
+        settle(server)
+        memory = server.memory()
+        marks = [server.cpu_seconds()]
+        with contextlib.ExitStack() as stack:
+            for _ in range(10):
+                for _ in range(step):
+                    connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 60.0))
+                    connection.sendall(PING)
+                    if connection.recv(100) != PONG:
+                        raise loads.LoadError("a wrong answer")
+                marks.append(settle(server))
+            held = server.memory() - memory
+            threads = server.threads()
+            among = ask()
+            # Here: the server goes first, so that nobody waits for ten thousand farewells.
+            server.stop()
+        steps = [(after - before) / step * 1e6 for before, after in itertools.pairwise(marks)]
+        return {
+            "connections": step * 10,
+            "kib_each": held / (step * 10) / 1024,
+            "threads": threads,
+            "open_us": statistics.fmean(steps),
+            "open_first_us": steps[0],
+            "open_last_us": steps[-1],
+            "p99_alone_ms": alone.p99_ms or 0.0,
+            "p99_among_ms": among.p99_ms or 0.0,
+        }
+
+
+class Shutdown(NamedTuple):
+    """How long ``shutdown()`` takes, while nobody talks to the server and while fifty clients do."""
+
+    name: str = "shutdown"
+    protocol: str = "connect"
+    unit: str = "busy_p99_ms"
+
+    @property
+    def family(self) -> str:
+        """Its own."""
+        return self.name
+
+    def contenders(self) -> Sequence[Contender]:
+        """Those that have the method; of models with different numbers of workers, one."""
+        return [each for each in CONTENDERS if each.program[0] == "blocking.py" and self.protocol in each.protocols]
+
+    def measure(
+        self, contenders: Sequence[Contender], start: Start, places: Places, effort: Effort
+    ) -> dict[str, Figures]:
+        """Milliseconds, of both kinds."""
+        figures: dict[str, Figures] = {}
+        for each in contenders:
+            # A shutdown of the standard library's takes a quarter of a second.
+            times = max(1, effort.shutdowns // (10 if each.group == "stdlib" else 1))
+            figures[each.name] = {}
+            for kind in ("idle", "busy"):
+                program = ("shutdown_server.py", str(times), kind, *each.program[1:])
+                with (
+                    start(each._replace(program=program), self.protocol, {places.server}) as server,
+                    contextlib.ExitStack() as stack,
+                ):
+                    if kind == "busy":
+                        stack.enter_context(endless_clients(server.port))
+                    took = sorted(json.loads(server.read_line(times * 2 + 60.0)))
+                figures[each.name] |= {
+                    f"{kind}_p50_ms": statistics.median(took),
+                    f"{kind}_p99_ms": percentile(took, 99),
+                }
+        return figures
+
+
+@contextlib.contextmanager
+def endless_clients(port: int) -> Iterator[None]:
+    """Fifty clients that connect, ask, and connect again, for the length of a block."""
+    command = ["ab", "-q", "-r", "-s", "60", "-c", "50", "-n", "1000000000", f"http://127.0.0.1:{port}/"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as clients:
+        try:
+            yield
+        finally:
+            clients.kill()
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """The smallest of the values that at least so many percent of them do not exceed (nearest rank)."""
+    rank = -(-len(ordered) * percent // 100)
+    return ordered[max(0, int(rank) - 1)]
+
+
+class Wakeups(NamedTuple):
+    """How often an idle server wakes; all servers idle at the same time."""
+
+    name: str = "wakeups"
+    protocol: str = "connect"
+    unit: str = "per_minute"
+
+    @property
+    def family(self) -> str:
+        """Its own."""
+        return self.name
+
+    def contenders(self) -> Sequence[Contender]:
+        """Those that keep connections, or serve one at a time."""
+        return [each for each in CONTENDERS if self.protocol in each.protocols]
+
+    def measure(
+        self, contenders: Sequence[Contender], start: Start, places: Places, effort: Effort
+    ) -> dict[str, Figures]:
+        """Per minute."""
+        with contextlib.ExitStack() as stack:
+            servers = {
+                each.name: stack.enter_context(start(each, self.protocol, {places.server})) for each in contenders
+            }
+            for server in servers.values():
+                loads.ab(server.port, 1, 10)
+            for server in servers.values():
+                settle(server)
+            pause(min(3.0, effort.idle_seconds))
+            before = {name: server.wakeups() for name, server in servers.items()}
+            pause(effort.idle_seconds)
+            return {
+                name: {"per_minute": (server.wakeups() - before[name]) * 60 / effort.idle_seconds}
+                for name, server in servers.items()
+            }
+
+
+def _wrk(port: int, clients: int, requests: int) -> loads.Result:
+    # It counts seconds, not requests.
+    return loads.wrk(port, clients, requests / 10_000)
+
+
+WORKS: Sequence[Work] = (
+    Rate("ping1", "ping", loads.redis_benchmark, clients=1, requests=60_000, turns=4),
+    Rate("ping50", "ping", loads.redis_benchmark, clients=50, requests=100_000, turns=2),
+    Rate("ping500", "ping", loads.redis_benchmark, clients=500, requests=100_000, turns=1),
+    Rate("ping2000", "ping", loads.redis_benchmark, clients=2000, requests=200_000, turns=1),
+    Rate("ping-stream", "ping-stream", loads.redis_benchmark, clients=50, requests=60_000, turns=4),
+    Rate("connect", "connect", loads.ab, clients=50, requests=20_000, turns=4),
+    Rate("connect-stream", "connect-stream", loads.ab, clients=50, requests=20_000, turns=4),
+    Rate("udp", "udp", loads.dnsperf, clients=50, requests=60_000, turns=4),
+    Rate("http", "http", loads.ab, clients=50, requests=6_000, turns=2),
+    Rate("http-kept", "http-kept", _wrk, clients=50, requests=20_000, turns=1),
+    Idle(),
+    Processor(),
+    Shutdown(),
+    Wakeups(),
+)

@@ -1,0 +1,265 @@
+"""The benchmark harness: it reads what the load generators print, knows a process tree's time, and judges rightly."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shutil
+import sys
+from typing import Any
+
+import pytest
+from waiting import wait_until
+
+from benchmarks import contenders, loads, processes, report, targets, works
+from benchmarks.__main__ import selected
+from benchmarks.processes import ControlGroup, ServerDiedError, ServerProcess, control_groups
+from benchmarks.targets import Figure, Limit
+
+ROOT = pathlib.Path(__file__).parent.parent
+PERFORMANCE = (ROOT / "docs/explanation/performance.md").read_text("utf-8")
+
+REDIS = """\
+"test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms","p99_latency_ms","max_latency_ms"
+"PING_INLINE","25510.21","1.874","0.008","1.127","5.983","10.335","50.207"
+"""
+
+AB = """\
+Concurrency Level:      50
+Time taken for tests:   0.199 seconds
+Complete requests:      3000
+Failed requests:        0
+Total transferred:      123000 bytes
+Requests per second:    15046.27 [#/sec] (mean)
+Time per request:       3.323 [ms] (mean)
+"""
+AB_PERCENTILES = "Percentage served,Time in ms\n0,1.226\n1,2.243\n50,3.1\n98,4.272\n99,6.252\n100,6.579\n"
+
+WRK = """\
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     2.06ms    2.57ms  46.19ms   92.58%
+  Latency Distribution
+     50%  980.00us
+     75%    2.55ms
+     99%   10.35ms
+  13041 requests in 1.10s, 1.42MB read
+Requests/sec:  11854.01
+Transfer/sec:      1.29MB
+"""
+
+DNSPERF = """\
+Statistics:
+
+  Queries sent:         5000
+  Queries completed:    5000 (100.00%)
+  Queries lost:         0 (0.00%)
+
+  Response codes:       NOERROR 5000 (100.00%)
+  Run time (s):         0.055573
+  Queries per second:   89971.748871
+
+  Average Latency (s):  0.000420 (min 0.000026, max 0.004157)
+"""
+
+
+def test_what_redis_benchmark_prints_is_read() -> None:
+    """Its throughput and percentiles; anything else is an error."""
+    assert loads.read_redis_benchmark(REDIS, 100) == (100, 25510.21, 1.127, 10.335)
+    with pytest.raises(loads.LoadError):
+        loads.read_redis_benchmark("Could not connect", 100)
+
+
+def test_what_ab_prints_is_read() -> None:
+    """Its throughput and percentiles; a request that failed or is missing is an error."""
+    assert loads.read_ab(AB, AB_PERCENTILES, 3000) == (3000, 15046.27, 3.1, 6.252)
+    for wrong in (
+        AB.replace("requests:        0", "requests:        1"),
+        AB.replace("3000", "2999"),
+        AB + "Non-2xx responses:      7\n",
+    ):
+        with pytest.raises(loads.LoadError):
+            loads.read_ab(wrong, AB_PERCENTILES, 3000)
+
+
+def test_what_wrk_prints_is_read() -> None:
+    """Its number of requests, throughput, and percentiles in whatever unit; socket errors are errors."""
+    assert loads.read_wrk(WRK) == (13041, 11854.01, 0.98, 10.35)
+    with pytest.raises(loads.LoadError):
+        loads.read_wrk(WRK + "  Socket errors: connect 0, read 3, write 0, timeout 0\n")
+
+
+def test_what_dnsperf_prints_is_read() -> None:
+    """Its number of answers and throughput; more than a stray lost query is an error."""
+    assert loads.read_dnsperf(DNSPERF) == (5000, pytest.approx(89971.75), None, None)
+    with pytest.raises(loads.LoadError):
+        loads.read_dnsperf(DNSPERF.replace("lost:         0", "lost:        50"))
+
+
+def test_a_load_that_fails_is_an_error_that_shows_what_it_said() -> None:
+    """Its status, and the end of its output."""
+    with pytest.raises(loads.LoadError, match="status 7: no such server"):
+        loads.run([sys.executable, "-c", "import sys; sys.stderr.write('no such server'); sys.exit(7)"])
+
+
+BUSY_TREE = """
+import os, time
+def burn(seconds):
+    while time.process_time() < seconds:
+        pass
+child = os.fork()
+if child == 0:
+    burn(0.15)
+    os._exit(0)
+os.waitpid(child, 0)
+burn(0.1)
+print(1, flush=True)
+if os.fork():
+    os.wait()
+else:
+    os.read(os.open(os.environ["FIFO"], os.O_RDONLY), 1)
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, in_group: bool) -> Any:
+    """A process that has computed for 0.1 seconds, had a child that did for 0.15, and waits for another that blocks."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    monkeypatch.setenv("FIFO", str(fifo))
+    parent = control_groups() if in_group else None
+    if in_group and parent is None:
+        pytest.skip("no control group may be made here")
+    group = None if parent is None else ControlGroup(parent, f"sockserve-test-{os.getpid()}")
+    with ServerProcess([sys.executable, "-c", BUSY_TREE], os.sched_getaffinity(0), group) as made:
+        wait_until(lambda: len(made.pids()) == 2)
+        yield made
+
+
+@pytest.mark.parametrize("in_group", [False, True])
+def test_the_processor_time_is_that_of_the_whole_tree(tree: ServerProcess) -> None:
+    """Children that ended, and the process itself, by its clock as by a control group."""
+    # Both besides start an interpreter.
+    assert 0.24 <= tree.cpu_seconds() <= 3.0
+
+
+@pytest.mark.parametrize("in_group", [False])
+def test_memory_threads_and_wakeups_are_those_of_the_tree(tree: ServerProcess) -> None:
+    """Two processes with a thread each, which sleep."""
+    assert tree.threads() == 2
+    assert tree.memory() > 2**20
+    assert works.settle(tree) >= 0.24
+    before = tree.wakeups()
+    processes.pause(0.1)
+    assert tree.wakeups() == before
+
+
+@pytest.mark.parametrize("in_group", [False])
+def test_nothing_of_a_stopped_tree_remains(tree: ServerProcess) -> None:
+    """The child that blocked is gone as well, and to stop it again has no effect."""
+    tree.stop()
+    assert not [pid for pid in tree.pids() if pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+    tree.stop()
+
+
+def test_a_server_that_does_not_start_says_why() -> None:
+    """The exception has its status and what it wrote to its standard error."""
+    command = contenders.BY_NAME["thread"].command("ping")
+    command[command.index("thread")] = "telepathy"
+    with pytest.raises(ServerDiedError) as caught:
+        ServerProcess(command, os.sched_getaffinity(0), None)
+    assert caught.value.status == contenders.NO_SUCH_MODEL
+    assert "telepathy" in caught.value.said
+
+
+@pytest.mark.parametrize("name", ["stdlib-thread", "inline", "asyncio"])
+@pytest.mark.skipif(shutil.which("ab") is None, reason="needs ab (Debian: apache2-utils)")
+def test_a_server_answers_its_clients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One from each program that needs no other package, measured for some requests."""
+    monkeypatch.setenv("PYTHONPATH", contenders.python_path())
+    (work,) = selected(["connect"])
+    cores = os.sched_getaffinity(0)
+    places = works.Places(min(cores), max(cores), (min(cores), max(cores)))
+    each = contenders.BY_NAME[name]
+
+    def start(each: contenders.Contender, protocol: str, cores: Any) -> ServerProcess:
+        return ServerProcess(each.command(protocol), cores, None)
+
+    figures = work.measure([each], start, places, works.SMOKE)
+    assert figures[name]["cpu_us"] > 0
+    assert figures[name]["p99_ms"] >= figures[name]["p50_ms"] > 0
+
+
+ROUNDS = {
+    "connect": {
+        "pool": [{"cpu_us": 24.0}, {"cpu_us": 90.0}, {"cpu_us": 25.0}],
+        "floor": [{"cpu_us": 20.0}, {"cpu_us": 21.0}, {"cpu_us": 20.0}],
+    }
+}
+
+
+def test_a_limit_compares_medians() -> None:
+    """One bad round does not decide; ``at_least`` turns it round; without another figure it is about the figure."""
+    pool, floor = Figure("connect", "pool"), Figure("connect", "floor")
+    assert Limit("P", pool, 1.25, floor).judge(ROUNDS)[1:] == (1.25, True)
+    assert Limit("P", pool, 1.24, floor).judge(ROUNDS).word == "MISSED"
+    assert Limit("P", pool, 1.3, floor, at_least=True).judge(ROUNDS).holds is False
+    assert Limit("P", pool, 25.0).judge(ROUNDS).holds is True
+    assert Limit("P", Figure("connect", "trio"), 1.0, floor).judge(ROUNDS).word == "not measured"
+
+
+def test_a_target_holds_only_if_all_its_limits_do() -> None:
+    """One that was not measured leaves it open, one that was missed misses it."""
+    pool, floor = Figure("connect", "pool"), Figure("connect", "floor")
+    held, missed, open_ = (
+        Limit("P", *rest).judge(ROUNDS)
+        for rest in ((pool, 2.0, floor), (pool, 1.0, floor), (Figure("connect", "trio"), 1.0))
+    )
+    assert targets.word_of([held, held]) == "holds"
+    assert targets.word_of([held, open_]) == "holds, as far as measured"
+    assert targets.word_of([held, open_, missed]) == "MISSED"
+    assert targets.word_of([open_]) == "not measured"
+
+
+def test_too_few_rounds_or_connections_are_said() -> None:
+    """Beside the verdicts."""
+    assert targets.caveats(ROUNDS) == ["medians of 3 rounds: the targets are about at least 5"]
+    many = {"idle": {"pool": [{"connections": 60.0}] * 5}}
+    assert targets.caveats(many) == ["60 idle connections: the targets are about 10000"]
+
+
+def test_the_limits_are_about_what_is_measured() -> None:
+    """Each names a work and a server that takes part in it, and all thirteen targets have one."""
+    taking_part = {(work.name, each.name) for work in works.WORKS for each in work.contenders()}
+    for limit in targets.LIMITS:
+        for figure in (limit.figure, limit.other):
+            assert figure is None or (figure.work, figure.server) in taking_part
+    assert tuple(f"P{number}" for number in range(1, 14)) == targets.TARGETS
+
+
+def test_the_tables_are_readable() -> None:
+    """A line for each server with its ratio to the floor, and one for each limit that was measured."""
+    lines = list(report.work_table("connect", "cpu_us", ROUNDS["connect"]))
+    assert re.search(r"^  pool +25\.00 +1\.25 +24\.00-90\.00$", lines[1])
+    assert any("P1 " in line for line in report.verdict_table(targets.judge(ROUNDS)))
+
+
+def test_a_percentile_is_the_nearest_rank() -> None:
+    """Of a hundred values the ninety-ninth, of few the last."""
+    assert works.percentile(list(range(1, 101)), 99) == 99
+    assert works.percentile([1.0, 2.0, 3.0], 99) == 3.0
+    assert works.percentile([1.0], 1) == 1.0
+
+
+def test_a_part_can_be_asked_for() -> None:
+    """By name, or by the name of a family that is no work's."""
+    assert [work.name for work in selected(["ping50"])] == ["ping50"]
+    assert {"ping1", "ping50", "ping500"} <= {work.name for work in selected(["ping"])}
+    assert [work.name for work in selected(["connect"])] == ["connect"]
+    assert selected([]) == list(works.WORKS)
+
+
+def test_the_document_names_every_work_and_target() -> None:
+    """And no others."""
+    assert set(re.findall(r"^\| `([\w-]+)` \|", PERFORMANCE, re.MULTILINE)) == {work.name for work in works.WORKS}
+    assert set(re.findall(r"^\| (P\d+) \|", PERFORMANCE, re.MULTILINE)) == set(targets.TARGETS)
