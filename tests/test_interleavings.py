@@ -19,7 +19,8 @@ from under_test import LIMIT
 from waiting import is_asleep, wait_until
 
 import sockserve
-from sockserve.core.active_requests import table_of
+from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.events import events_of
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.loop import Loop
 from sockserve.core.request_life import take
@@ -213,11 +214,12 @@ def test_an_executor_that_is_quicker_than_the_loop_counts_once() -> None:
 
                 def serve() -> None:
                     # From the moment when process_request() could have handed it over.
-                    if any(live.state in ("verify", "kept") for live in table_of(server).all()):
+                    if any(each.state in ("verify", "kept") for each in table_of(server).all()):
                         workers.append(Background(lambda: server.process_request_thread(ours, "peer")))  # noqa: B023
                         workers[-1].settle()  # noqa: B023
 
-                step.run(lambda: take(server, ours, "peer"), serve)  # noqa: B023
+                live = LiveRequest(table_of(server), events_of(server), ours, "peer", threading.get_ident())
+                step.run(lambda: take(server, live), serve)  # noqa: B023
                 for worker in workers:
                     worker.end(step)
                     assert worker.error is None, step

@@ -18,7 +18,7 @@ import handlers
 import pytest
 from serving import MODELS, Operator, serve_with
 from under_test import LIMIT
-from waiting import wait_until_blocked
+from waiting import wait_until, wait_until_blocked
 
 import sockserve
 from sockserve import greenlets, testing
@@ -64,15 +64,25 @@ class Deaf(sockserve.BaseRequestHandler):
 
 
 def wait_until_refused(address: Any) -> None:
-    """Return when nobody listens on a TCP address."""
-    pause = threading.Event()
-    for _ in range(int(LIMIT / 0.005)):
-        with socket.socket() as client:
-            client.settimeout(LIMIT)
-            if client.connect_ex(address) == errno.ECONNREFUSED:
-                return
-        pause.wait(0.005)
-    raise TimeoutError(f"{address} still listens")
+    """Return when nobody listens on a TCP address, without having been a client of who does."""
+    wait_until(lambda: is_free(address))
+    with socket.socket() as client:
+        client.settimeout(LIMIT)
+        assert client.connect_ex(address) == errno.ECONNREFUSED
+
+
+def is_free(address: Any) -> bool:
+    """Say whether somebody else could listen on a TCP address now."""
+    with socket.socket() as other:
+        # Connections of the server's may still be there.
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            other.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+    return True
 
 
 @pytest.mark.parametrize("model", MODELS)

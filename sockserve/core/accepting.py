@@ -82,7 +82,8 @@ class Acceptor:
         self.listener: Any = getattr(server, "socket", None)
         self._fd = -1
         self._fileno: Callable[[], int] = server.fileno
-        self._events = events_of(server)
+        self.events = events_of(server)
+        self.table = table_of(server)
         if not lifecycle.begin(self):
             raise AlreadyServingError(f"{server} is already being served by another serve_forever()")
         try:
@@ -190,7 +191,7 @@ class Acceptor:
             self.watching = False
         if reason == "suspended" and changed:
             # A drain waits for the moment from which nothing new can come.
-            table_of(self.server).touch()
+            self.table.touch()
 
     def _watch(self) -> None:
         self.loop.watch(self._fd, self._accept, shared=self._is_shared)
@@ -247,7 +248,7 @@ class Acceptor:
         self._retry = self.loop.call_later(self.delay, self._end_pause)
         if not self._hears_changes:
             self._hears_changes = True
-            table_of(self.server).on_next_change(self._try_now)
+            self.table.on_next_change(self._try_now)
 
     def _try_now(self) -> None:
         """A descriptor may have come free: try again now. From any thread."""
@@ -271,10 +272,10 @@ class Acceptor:
             self.server.service_actions()
         if self._dispatcher is not None:
             self._dispatcher.reap()
-        if getattr(self.server, "observers", self._events.observers) is not self._events.observers:
-            self._events = events_of(self.server)
-        if self._events.tick:
-            Events.emit(self._events.tick, self.server)
+        if getattr(self.server, "observers", self.events.observers) is not self.events.observers:
+            self.events = events_of(self.server)
+        if self.events.tick:
+            Events.emit(self.events.tick, self.server)
 
     # leaving
 
@@ -311,7 +312,7 @@ class Acceptor:
         self.lifecycle.end()
         self.server._serving_has_ended()  # noqa: SLF001 - as above
         self.ended.set()
-        table_of(self.server).touch()
+        self.table.touch()
 
     def _return_blocking_mode(self) -> None:
         if self._owns_mode and self.listener.fileno() == self._fd:

@@ -84,7 +84,9 @@ class LiveRequest:
     """Seconds of silence that its handler bears; 0: any."""
     parked_at = 0.0
 
-    def __init__(self, table: ActiveRequests, events: Any, request: Any, client_address: Any) -> None:
+    def __init__(
+        self, table: ActiveRequests, events: Any, request: Any, client_address: Any, thread: int | None
+    ) -> None:
         self.table = table
         self.events = events
         self.lot = table.lot
@@ -92,8 +94,7 @@ class LiveRequest:
         self.request = request
         self.client_address = client_address
         self.since = time.monotonic()
-        # Whoever enters it serves it, or gives it away: nobody waits in that thread for its end.
-        self.thread = threading.get_ident()
+        self.thread = thread
 
     def is_callers_own(self) -> bool:
         """Whether it is served by whoever calls this, who therefore cannot wait for its end."""
@@ -127,7 +128,8 @@ class ActiveRequests:
 
     def add(self, request: Any, client_address: Any, events: Any = None) -> LiveRequest:
         """Enter a request that was just accepted; ``events`` goes with it: its observers hear the whole of its life."""
-        live = LiveRequest(self, events, request, client_address)
+        # Whoever enters it serves it, or gives it away: nobody waits in that thread for its end.
+        live = LiveRequest(self, events, request, client_address, threading.get_ident())
         self.enter(live)
         return live
 

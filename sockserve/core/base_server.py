@@ -326,9 +326,16 @@ class BaseServer(Generic[RequestT, AddressT]):
             if acceptor is not None:
                 acceptor.failed(error, Verdict.BACK_OFF)
             return False
-        if acceptor is not None and acceptor.delay:
-            acceptor.recovered()
-        take(self, request, client_address)
+        if acceptor is None:
+            live = LiveRequest(table_of(self), events_of(self), request, client_address, threading.get_ident())
+        else:
+            if acceptor.delay:
+                acceptor.recovered()
+            events = acceptor.events
+            if events.observers is not self.observers:
+                events = acceptor.events = events_of(self)
+            live = LiveRequest(acceptor.table, events, request, client_address, threading.get_ident())
+        take(self, live)
         return True
 
     def _serving_accept_failed(self, acceptor: Acceptor | None, error: OSError, verdict: Verdict) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from sockserve.core.active_requests import LiveRequest, table_of
-from sockserve.core.events import Events, events_of
+from sockserve.core.events import Events
 from sockserve.errors import HandshakeError
 from sockserve.net.closing import cut, end_input
 from sockserve.net.departure import has_left
@@ -65,33 +65,30 @@ def call(hook: Any, server: Any, live: LiveRequest) -> None:
         step(server, live)
 
 
-def take(server: Any, request: Any, client_address: Any) -> None:
+def take(server: Any, live: LiveRequest) -> None:
     """Verify what ``get_request()`` returned and hand it to ``process_request()``."""
-    live = LiveRequest(table_of(server), events_of(server), request, client_address)
-    contain(server, live, _verify_and_process)
+    try:
+        # Here and not before: an exception of a signal handler must not leave it in the table.
+        live.table.enter(live)
+        events = live.events
+        if events.accept:
+            Events.emit(events.accept, server, live)
+        live.state = "verify"
+        accepted = server.verify_request(live.request, live.client_address)
+        if events.verify:
+            Events.emit(events.verify, server, live, bool(accepted))
+        if accepted:
+            call(server.process_request, server, live)
+        else:
+            _refuse(server, live)
+    except Exception as error:
+        _report(server, live, error)
+    except BaseException:
+        _give_up(server, live)
+        raise
     # Still "verify": a subclass's process_request() served it in its own way, or keeps it for process_request_thread().
     if live.state == "verify" and not live.table.keep(live, functools.partial(forget, server, live)):
         forget(server, live)
-
-
-def _verify_and_process(server: Any, live: LiveRequest) -> None:
-    # Here and not before: an exception of a signal handler must not leave it in the table.
-    live.table.enter(live)
-    events = live.events
-    if events.accept:
-        Events.emit(events.accept, server, live)
-    live.state = "verify"
-    accepted = server.verify_request(live.request, live.client_address)
-    if events.verify:
-        Events.emit(events.verify, server, live, bool(accepted))
-    if accepted:
-        call(server.process_request, server, live)
-    else:
-        live.outcome = "refused"
-        log.debug("%s: refused %s", server, live.client_address)
-        # There is no answer that a lingering close could save, and this is the loop's thread.
-        cut(live.request)
-        close(server, live)
 
 
 def begin(server: Any, request: Any, client_address: Any) -> LiveRequest:
@@ -158,27 +155,43 @@ def contain(server: Any, live: LiveRequest, step: Callable[[Any, LiveRequest], N
     try:
         step(server, live)
     except Exception as error:
-        has_answered = live.state == "handle"
-        live.state = "error"
-        if isinstance(error, HandshakeError):
-            live.outcome = "refused"
-        else:
-            live.outcome = "left" if has_left(live.request, error) else "failed"
-        try:
-            if live.events.error:
-                Events.emit(live.events.error, server, live, error)
-            server.handle_error(live.request, live.client_address)
-        finally:
-            if not has_answered:
-                # As for a refusal: there is nothing that a lingering close could save.
-                cut(live.request)
-            close(server, live)
+        _report(server, live, error)
     except BaseException:
-        # In the loop this is a signal handler's exception, and a worker may have the request by now.
-        if live.is_callers_own() or live.owner != "worker":
-            live.outcome = "failed"
-            close(server, live)
+        _give_up(server, live)
         raise
+
+
+def _refuse(server: Any, live: LiveRequest) -> None:
+    live.outcome = "refused"
+    log.debug("%s: refused %s", server, live.client_address)
+    # There is no answer that a lingering close could save, and this is the loop's thread.
+    cut(live.request)
+    close(server, live)
+
+
+def _report(server: Any, live: LiveRequest, error: Exception) -> None:
+    has_answered = live.state == "handle"
+    live.state = "error"
+    if isinstance(error, HandshakeError):
+        live.outcome = "refused"
+    else:
+        live.outcome = "left" if has_left(live.request, error) else "failed"
+    try:
+        if live.events.error:
+            Events.emit(live.events.error, server, live, error)
+        server.handle_error(live.request, live.client_address)
+    finally:
+        if not has_answered:
+            # As for a refusal: there is nothing that a lingering close could save.
+            cut(live.request)
+        close(server, live)
+
+
+def _give_up(server: Any, live: LiveRequest) -> None:
+    # In the loop this is a signal handler's exception, and a worker may have the request by now.
+    if live.is_callers_own() or live.owner != "worker":
+        live.outcome = "failed"
+        close(server, live)
 
 
 def close(server: Any, live: LiveRequest) -> None:

@@ -137,7 +137,7 @@ class TCPServer(BaseServer[StreamT, AddressT]):
 
         An override that replaces the request must, as this does, close what it made before it raises.
         """
-        if is_tls(request):
+        if type(request) is not socket.socket and is_tls(request):
             try:
                 handshake(request, self.handshake_timeout)
             except BaseException:

@@ -41,7 +41,9 @@ def half_close(connection: Any) -> None:
     or ``LINGER_BYTES``. The caller closes the socket.
     """
     try:
-        if is_tls(connection):
+        if type(connection) is socket.socket:
+            connection.shutdown(socket.SHUT_WR)
+        elif is_tls(connection):
             close_notify(connection, LINGER_SECONDS)
             socket.socket.shutdown(connection, socket.SHUT_WR)
         else:
