@@ -332,7 +332,8 @@ class BaseServer(Generic[RequestT, AddressT]):
             if acceptor.delay:
                 acceptor.recovered()
             events = acceptor.events
-            if events.observers is not self.observers:
+            # A standard library's server, which a pool takes requests for in this way too, has none.
+            if events.observers is not getattr(self, "observers", events.observers):
                 events = acceptor.events = events_of(self)
             live = LiveRequest(acceptor.table, events, request, client_address, threading.get_ident())
         take(self, live)
