@@ -39,7 +39,7 @@ class Example:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=ENVIRONMENT,
+            env={**ENVIRONMENT, **options.pop("env", {})},
             **options,
         )
         self.said = ""
