@@ -218,7 +218,7 @@ def test_an_executor_that_is_quicker_than_the_loop_counts_once() -> None:
                         workers.append(Background(lambda: server.process_request_thread(ours, "peer")))  # noqa: B023
                         workers[-1].settle()  # noqa: B023
 
-                live = LiveRequest(table_of(server), events_of(server), ours, "peer", threading.get_ident())
+                live = LiveRequest(table_of(server), events_of(server), ours, "peer")
                 step.run(lambda: take(server, live), serve)  # noqa: B023
                 for worker in workers:
                     worker.end(step)

@@ -84,9 +84,7 @@ class LiveRequest:
     """Seconds of silence that its handler bears; 0: any."""
     parked_at = 0.0
 
-    def __init__(
-        self, table: ActiveRequests, events: Any, request: Any, client_address: Any, thread: int | None
-    ) -> None:
+    def __init__(self, table: ActiveRequests, events: Any, request: Any, client_address: Any) -> None:
         self.table = table
         self.events = events
         self.lot = table.lot
@@ -94,7 +92,8 @@ class LiveRequest:
         self.request = request
         self.client_address = client_address
         self.since = time.monotonic()
-        self.thread = thread
+        # Whoever enters it serves it, or gives it away: nobody waits in that thread for its end.
+        self.thread = threading.get_ident()
 
     def is_callers_own(self) -> bool:
         """Whether it is served by whoever calls this, who therefore cannot wait for its end."""
@@ -128,8 +127,7 @@ class ActiveRequests:
 
     def add(self, request: Any, client_address: Any, events: Any = None) -> LiveRequest:
         """Enter a request that was just accepted; ``events`` goes with it: its observers hear the whole of its life."""
-        # Whoever enters it serves it, or gives it away: nobody waits in that thread for its end.
-        live = LiveRequest(self, events, request, client_address, threading.get_ident())
+        live = LiveRequest(self, events, request, client_address)
         self.enter(live)
         return live
 

@@ -327,7 +327,7 @@ class BaseServer(Generic[RequestT, AddressT]):
                 acceptor.failed(error, Verdict.BACK_OFF)
             return False
         if acceptor is None:
-            live = LiveRequest(table_of(self), events_of(self), request, client_address, threading.get_ident())
+            live = LiveRequest(table_of(self), events_of(self), request, client_address)
         else:
             if acceptor.delay:
                 acceptor.recovered()
@@ -335,7 +335,7 @@ class BaseServer(Generic[RequestT, AddressT]):
             # A standard library's server, which a pool takes requests for in this way too, has none.
             if events.observers is not getattr(self, "observers", events.observers):
                 events = acceptor.events = events_of(self)
-            live = LiveRequest(acceptor.table, events, request, client_address, threading.get_ident())
+            live = LiveRequest(acceptor.table, events, request, client_address)
         take(self, live)
         return True
 
