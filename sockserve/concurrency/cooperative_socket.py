@@ -21,6 +21,7 @@ _bare_recv_into = socket.socket.recv_into
 _bare_send = socket.socket.send
 
 _WAITALL: int = getattr(socket, "MSG_WAITALL", 0)
+_DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 
 SENDFILE_BLOCK = 2**30
 """Bytes that one sendfile(2) is asked for: what ``socket.socket.sendfile()`` asks for."""
@@ -63,7 +64,7 @@ class CooperativeSocket(socket.socket):
             try:
                 data = _bare_recv(self, bufsize, flags)
             except BlockingIOError:
-                if channel.limit == 0:
+                if channel.limit == 0 or flags & _DONT_WAIT:
                     raise
             else:
                 if data and len(data) < bufsize and not flags:
@@ -88,7 +89,7 @@ class CooperativeSocket(socket.socket):
             try:
                 count = _bare_recv_into(self, buffer, nbytes, flags)
             except BlockingIOError:
-                if channel.limit == 0:
+                if channel.limit == 0 or flags & _DONT_WAIT:
                     raise
             else:
                 if 0 < count < (nbytes or memoryview(buffer).nbytes) and not flags:
@@ -121,7 +122,7 @@ class CooperativeSocket(socket.socket):
             try:
                 return _bare_send(self, data, flags)
             except BlockingIOError:
-                if channel.limit == 0:
+                if channel.limit == 0 or flags & _DONT_WAIT:
                     raise
             deadline = channel.wait_output(deadline)
 
@@ -134,7 +135,7 @@ class CooperativeSocket(socket.socket):
             try:
                 sent = _bare_send(self, rest, flags)
             except BlockingIOError:
-                if channel.limit == 0:
+                if channel.limit == 0 or flags & _DONT_WAIT:
                     raise
                 deadline = channel.wait_output(deadline)
                 continue

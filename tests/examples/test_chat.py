@@ -6,6 +6,7 @@ import io
 import socket
 from typing import Self, cast
 
+import pytest
 from example import Example, flood
 
 from sockserve import testing
@@ -55,9 +56,10 @@ def test_chat() -> None:
         example.end()
 
 
-def test_who_does_not_listen_is_cut_off() -> None:
+@pytest.mark.parametrize("model", ["thread", "pool", "greenlet"])
+def test_who_does_not_listen_is_cut_off(model: str) -> None:
     """Whoever speaks does not wait, and the others hear everything."""
-    with Example("chat:Chat", "tcp://127.0.0.1:0") as example:
+    with Example("chat:Chat", "--model", model, "tcp://127.0.0.1:0") as example:
         address = example.address()
         with Member(address, "ann") as ann, Member(address, "bob") as bob:
             assert ann.hears() == "bob came"
