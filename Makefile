@@ -85,6 +85,11 @@ $(VENV)/made-for-%: $(VENV)/made pyproject.toml
 	$(PIP) --editable '.[$*]'
 	@touch $@
 
+# Not every Python has wheels of all the peers; what is missing is left out, and the report says so.
+$(VENV)/made-for-bench: $(VENV)/made pyproject.toml
+	$(PIP) --only-binary gevent,greenlet,matplotlib,trio,uvloop --editable '.[bench]' || $(PIP) --editable .
+	@touch $@
+
 programs:
 	@missing=$$(for each in $(PROGRAMS); do command -v "$${each%%:*}" >/dev/null || echo "$${each#*:}"; done); \
 	[ -z "$$missing" ] || { $(call debian_install,$$missing); }

@@ -39,7 +39,7 @@ def work_table(work: str, unit: str, rows: Mapping[str, Sequence[Mapping[str, fl
     figures = {server: medians(each) for server, each in rows.items()}
     names = list(dict.fromkeys(name for each in figures.values() for name in each))
     names.sort(key=lambda name: name != unit)
-    base = figures.get("floor", {}).get(unit)
+    base = figures.get("floor", {}).get(unit) if unit == "cpu_us" else None
     widths = [max(10, len(name) + 1) for name in names]
     heading = "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
     yield f"{work:22}{heading}   {'/ floor' if base else ''}   {unit}: lowest-highest"
@@ -47,15 +47,16 @@ def work_table(work: str, unit: str, rows: Mapping[str, Sequence[Mapping[str, fl
         cells = (_cell(each.get(name), width) for name, width in zip(names, widths, strict=True))
         ratio = f"{each[unit] / base:7.2f}" if base and unit in each else " " * 7
         values = [row[unit] for row in rows[server] if unit in row]
-        span = f"{_number(min(values))}-{_number(max(values))}" if values else ""
+        span = f"{number(min(values))}-{number(max(values))}" if values else ""
         yield f"  {server:20}{''.join(cells)}   {ratio}   {span}"
 
 
 def _cell(value: float | None, width: int) -> str:
-    return f"{'' if value is None else _number(value):>{width}}"
+    return f"{'' if value is None else number(value):>{width}}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """With about three digits, whatever its size."""
     if abs(value) >= 1000:
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"

@@ -1,9 +1,11 @@
-/* The floor: what the system calls of a request cost when nothing is around them.  floor ping|connect|udp
+/* The floor: what the system calls of a request cost when nothing is around them.  floor ping|connect|udp [blocking]
 
    One thread, one epoll, non-blocking sockets, and the same calls as a server in Python has to make: accept, recv, send,
    shutdown, close. Binds a free port of 127.0.0.1, writes its number and a newline, and serves until it is killed.
 
-   "ping" answers on kept connections, "connect" answers and closes, "udp" turns a DNS query into an answer. */
+   "ping" answers on kept connections, "connect" answers and closes, "udp" turns a DNS query into an answer. With
+   "blocking" an accepted connection is waited for, and served to its end before the next: cheaper, and at the mercy of
+   any client that says nothing. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -23,7 +25,7 @@
 static const char PONG[] = "+PONG\r\n";
 static const char PAGE[] = "HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nok\n";
 
-static int poller, listener, keeps;
+static int poller, listener, keeps, mode = SOCK_NONBLOCK;
 
 static void die(const char *what) {
     perror(what);
@@ -66,7 +68,7 @@ static int answered(int fd) {
 
 static void accept_all(void) {
     for (;;) {
-        int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        int fd = accept4(listener, NULL, NULL, mode | SOCK_CLOEXEC);
         if (fd < 0) {
             if (errno == EAGAIN) return;
             if (errno == ECONNABORTED || errno == EINTR) continue;
@@ -100,7 +102,8 @@ static void answer_all_datagrams(void) {
 int main(int argc, char **argv) {
     struct epoll_event events[EVENTS];
     int count, each, is_udp;
-    if (argc != 2) return 2;
+    if (argc != 2 && argc != 3) return 2;
+    if (argc == 3) mode = 0;
     is_udp = !strcmp(argv[1], "udp");
     keeps = !strcmp(argv[1], "ping");
     poller = epoll_create1(EPOLL_CLOEXEC);
