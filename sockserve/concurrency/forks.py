@@ -10,6 +10,7 @@ Rule 3. A child leaves through ``os._exit``: nothing of the parent's runs twice 
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import os
 import select
@@ -24,7 +25,7 @@ from typing import Any, NoReturn, cast
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.core.accepting import needs_no_poll
 from sockserve.core.active_requests import LiveRequest, table_of
-from sockserve.core.events import Events, LogObserver
+from sockserve.core.events import Events
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import forget
@@ -34,8 +35,14 @@ __all__ = ["Child", "ForkDispatcher", "ForkingMixIn", "flush_log_handlers", "flu
 
 log = logging.getLogger("sockserve")
 
+# ``signal`` without its enums, whose making writes to dozens of pages that parent and child share after the fork: the
+# kernel copies each of them.
+_signal: Any = importlib.import_module("_signal")
+
 HELD_BACK = {signal.SIGTERM, signal.SIGINT}
 """Signals whose Python handlers must not run between fork(2) and what each side has to do at once after it."""
+
+UNHEARD = Events(())
 
 POLL_WITHOUT_PIDFD = 0.02
 """Seconds between two looks at the children where the kernel cannot signal their end by a descriptor."""
@@ -45,8 +52,8 @@ DRAIN_AGAIN = 0.1
 interrupt it, and its Python handler would run only when the client has spoken; the next signal does interrupt it."""
 
 FLUSH_LIMIT = 10.0
-"""Seconds in which a child's output has to get out at its end. Another thread of the parent may have held the lock of a
-stream at the fork, and in the child nobody releases it; or nobody reads at the other end of a pipe."""
+"""Seconds in which a child's output has to get out at its end, if its parent had other threads: one of them may have
+held the lock of a stream at the fork, and in the child nobody releases it."""
 
 EXIT_STATUS = {"handled": 0, "failed": 1, "refused": 120, "left": 121}
 """A child's exit status for what became of its request: 0 and 1 as in ``socketserver``, the others out of the way of
@@ -150,19 +157,20 @@ class ForkDispatcher:
             self.reap()
         while self.full():
             self.wait_for_one(None)
+        is_alone = threading.active_count() == 1
         # What this process has buffered must not be written a second time by the child.
         flush_standard_streams()
         flush_log_handlers()
         # Held back until the child says what SIGTERM means there, and until the parent knows of its child.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        unblocked = _signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
             pid = os.fork()
             if pid == 0:
-                _be_child(serve)
+                _be_child(serve, is_alone=is_alone)
             child = self.adopt(pid, ended)
             began(child)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            _signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         release()
         return child
 
@@ -316,11 +324,11 @@ class ForkingMixIn(DispatchingMixIn):
             loop.abandon(keep=self._serving_lifecycle.acceptor)  # type: ignore[attr-defined]
         table_of(self).keep_only(live)
         # The parent's observers hear it in the parent; here a lock of theirs may be held by a thread that is not here.
-        live.events = Events(tuple(each for each in live.events.observers if isinstance(each, LogObserver)))
+        live.events = UNHEARD
         # The parent's handlers are about the parent's life.
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, functools.partial(self._serving_drain_in_child, live))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+        _signal.signal(signal.SIGTERM, functools.partial(self._serving_drain_in_child, live))
+        _signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
         return self._serving_work(live)
 
     def _serving_drain_in_child(self, live: LiveRequest, signum: int, frame: object) -> None:
@@ -373,7 +381,7 @@ class ForkingMixIn(DispatchingMixIn):
         return self.timeout
 
 
-def _be_child(serve: Callable[[], str]) -> NoReturn:
+def _be_child(serve: Callable[[], str], *, is_alone: bool) -> NoReturn:
     status = EXIT_STATUS["failed"]
     try:
         status = EXIT_STATUS[serve()]
@@ -384,16 +392,20 @@ def _be_child(serve: Callable[[], str]) -> NoReturn:
         # The request's own errors were reported by now; this is one in reporting them.
         log.exception("a child process failed")
     finally:
-        leave_process(status)
+        leave_process(status, is_alone=is_alone)
 
 
-def leave_process(status: int) -> NoReturn:
-    """End a forked process: what it wrote is flushed, if that is possible in a moment, and nothing else runs."""
+def leave_process(status: int, *, is_alone: bool = False) -> NoReturn:
+    """End a forked process: what it wrote is flushed, if that is possible in a moment, and nothing else runs.
+
+    ``is_alone``: there was no other thread at the fork, nor since; then it takes as long as it takes.
+    """
     try:
-        # In this order: a timer of the handler's own must not kill the child.
-        signal.setitimer(signal.ITIMER_REAL, FLUSH_LIMIT)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        if not is_alone:
+            # In this order: a timer of the handler's own must not kill the child.
+            signal.setitimer(signal.ITIMER_REAL, FLUSH_LIMIT)
+            _signal.signal(signal.SIGALRM, _signal.SIG_DFL)
+            _signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         flush_standard_streams()
         logging.shutdown()
     finally:
