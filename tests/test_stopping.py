@@ -63,6 +63,13 @@ class Deaf(sockserve.BaseRequestHandler):
         self.released.wait()
 
 
+def wait_until_closed(server: Any) -> None:
+    """Return when nobody listens any more for a server, neither itself nor a child of it."""
+    # Not by connecting: as long as it listens it may serve who asks.
+    wait_until(lambda: server.fileno() < 0)
+    wait_until_refused(server.server_address)
+
+
 def wait_until_refused(address: Any) -> None:
     """Return when nobody listens on a TCP address, without having been a client of who does."""
     wait_until(lambda: is_free(address))
@@ -96,7 +103,7 @@ def test_the_ports_are_free_while_requests_end(model: str, tmp_path: pathlib.Pat
             assert gate.begun.wait()
             operator.signal()
             for server in operator.servers[:2]:
-                wait_until_refused(server.server_address)
+                wait_until_closed(server)
             assert not path.exists()
             gate.opened.set()
             assert client.read() == b"open"
@@ -116,7 +123,7 @@ def test_a_child_keeps_no_port_of_the_others() -> None:
             other = operator.servers[1]
             other.shutdown()
             other.server_close()
-            wait_until_refused(other.server_address)
+            wait_until_closed(other)
             gate.opened.set()
             assert client.read() == b"open"
         operator.signal()
@@ -179,7 +186,7 @@ def test_what_does_not_end_is_cut(model: str, how: str, expect_log: Any) -> None
         with testing.Stall(operator.server) as client:
             assert client.connection.recv(1)
             operator.signal()
-            wait_until_refused(operator.server.server_address)
+            wait_until_closed(operator.server)
             if how == "signal":
                 operator.signal()
             # What was on its way, then the end or a reset.
@@ -205,7 +212,7 @@ def test_an_inline_handler_is_ended_whatever_it_waits_for(how: str) -> None:
         with testing.Stall(operator.server) as client:
             assert client.connection.recv(1)
             operator.signal()
-            wait_until_refused(operator.server.server_address)
+            wait_until_closed(operator.server)
             if how == "signal":
                 operator.signal()
             assert client.read() == b""
@@ -230,7 +237,7 @@ def test_a_thread_that_ignores_being_cut_is_left_behind(expect_log: Any) -> None
         with testing.Stall(operator.server) as client:
             assert client.connection.recv(1)
             operator.signal()
-            wait_until_refused(operator.server.server_address)
+            wait_until_closed(operator.server)
             operator.signal()
 
     counters = serve_with(script, Noted, TCP, drain_timeout=None)
