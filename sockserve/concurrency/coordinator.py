@@ -34,6 +34,9 @@ __all__ = ["Coordinator"]
 
 log = logging.getLogger("sockserve")
 
+BATCH = 16
+"""Requests that a worker takes one after the other before it looks whether a parked connection speaks."""
+
 ALL_BUSY = 1.0
 """Seconds without a free worker after which the log says so: a client notices by then."""
 
@@ -68,7 +71,9 @@ class Coordinator(Acceptor):
 
     def _take_over_listener(self) -> None:
         super()._take_over_listener()
-        self.pool.begin(self.server._handle_request_noblock, self.may_take, self._table.touch)  # noqa: SLF001 - stdlib's
+        take = self.server._handle_request_noblock  # noqa: SLF001 - stdlib's name for one request
+        batch = min(self._batch, BATCH)
+        self.pool.begin(take, self.may_take, self._count_waiting, batch, self._table.touch)
         vars(self.server)["_serving_pool"] = self.pool
         self._table.lot = self.lot
         # Without this one there is no service; without the others there is.

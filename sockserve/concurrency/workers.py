@@ -68,10 +68,24 @@ class Pool:
         self._users = 1
         self._helper: threading.Thread | None = None
 
-    def begin(self, take: Callable[[], object], may_take: Callable[[], bool], done_taking: Callable[[], None]) -> None:
-        """Say how a worker takes one request from the listener and serves it, whether it may, and who hears of it."""
+    def begin(
+        self,
+        take: Callable[[], object],
+        may_take: Callable[[], bool],
+        count_waiting: Callable[[], int] | None,
+        batch: int,
+        done_taking: Callable[[], None],
+    ) -> None:
+        """Say how a worker takes requests.
+
+        ``take`` takes one from the listener and serves it, and returns True if there was one; ``may_take`` says whether
+        it may; ``count_waiting`` how many wait, if that can be told; ``batch`` is how many it takes at most before it
+        looks what else is ready; ``done_taking`` is called after that if ``somebody_waits`` for it.
+        """
         self.take = take
         self.may_take = may_take
+        self.count_waiting = count_waiting
+        self.batch = batch
         self.done_taking = done_taking
 
     def start_worker(self) -> None:
@@ -238,11 +252,17 @@ class Worker:
 
     def _take(self) -> None:
         pool = self.pool
+        count_waiting = pool.count_waiting
         # In this order: whoever forbids taking does so first, and asks who takes second.
         self.taking = True
         try:
-            if pool.may_take():
-                pool.context.copy().run(pool.take)
+            for _ in range(pool.batch):
+                # Often another worker was quicker, and to accept in vain costs as much as a short request.
+                if not pool.may_take() or (count_waiting is not None and not count_waiting()):
+                    return
+                if pool.context.copy().run(pool.take) is not True:
+                    return
+                self.served += 1
         finally:
             self.taking = False
             if pool.somebody_waits:
