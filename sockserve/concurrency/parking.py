@@ -19,7 +19,7 @@ from typing import Any
 
 from sockserve.concurrency.shared_poller import SharedPoller
 from sockserve.core.active_requests import LiveRequest
-from sockserve.core.request_life import contain, resume
+from sockserve.core.request_life import answer, contain, look
 from sockserve.net.closing import end_input
 from sockserve.net.tls import is_tls
 
@@ -109,7 +109,7 @@ class ParkingLot:
         """
         if live.limit:
             self._silent[live.limit].pop(live.parked_fd, None)
-        step = _answer if has_input and not is_tls(live.request) else _look_and_answer
+        step = answer if has_input and not is_tls(live.request) else look
         live.context.run(contain, self.server, live, step)
         # Whoever has been given it may live longer than this server: it must not stay in the poller.
         if live.detached and live.is_registered and live.request.fileno() == live.parked_fd:
@@ -185,14 +185,6 @@ class ParkingLot:
     def close(self) -> None:
         """Park nobody any more."""
         self._is_closed = True
-
-
-def _answer(server: Any, live: LiveRequest) -> None:
-    resume(server, live, True)
-
-
-def _look_and_answer(server: Any, live: LiveRequest) -> None:
-    resume(server, live, False)
 
 
 def _first(connections: dict[int, LiveRequest]) -> LiveRequest | None:

@@ -36,6 +36,7 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
 
     _handle_raised = False
     _asked_to_keep_open = False
+    _can_be_kept_open = False
 
     def __init__(self, request: RequestT, client_address: AddressT, server: ServerT) -> None:
         self.request = request
@@ -98,8 +99,11 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         from ``self.request`` itself, or without a buffer, may be called once more to read end-of-file.
         Raises TypeError if the request is not a connection.
         """
-        if not isinstance(self.request, socket.socket) or self.request.type != socket.SOCK_STREAM:
-            raise TypeError(f"{type(self).__name__}.keep_open(): only a stream connection can be kept open")
+        if not self._can_be_kept_open:
+            if not isinstance(self.request, socket.socket) or self.request.type != socket.SOCK_STREAM:
+                raise TypeError(f"{type(self).__name__}.keep_open(): only a stream connection can be kept open")
+            # The socket's type is an enum that would be looked up for each message.
+            self._can_be_kept_open = True
         self._asked_to_keep_open = True
 
     def detach_request(self) -> RequestT:

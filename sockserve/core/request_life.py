@@ -22,6 +22,7 @@ from sockserve.net.closing import cut, end_input
 from sockserve.net.departure import has_left
 
 __all__ = [
+    "answer",
     "begin",
     "call",
     "close",
@@ -29,7 +30,7 @@ __all__ = [
     "cut_others",
     "drain_one",
     "forget",
-    "resume",
+    "look",
     "serve",
     "take",
     "takes_record",
@@ -123,11 +124,21 @@ def serve(server: Any, live: LiveRequest) -> None:
         _park_or_close(server, live)
 
 
-def resume(server: Any, live: LiveRequest, has_input: bool) -> None:
-    """As ``serve()``, with a request that was parked; ``has_input``: its client spoke, else that is to be seen."""
+def answer(server: Any, live: LiveRequest) -> None:
+    """As ``serve()``, with a request that was parked and whose client has spoken."""
     live.thread = threading.get_ident()
     live.state = "handle"
-    _go_on(live, has_input)
+    go_on, live.go_on = live.go_on, None
+    go_on(True)  # type: ignore[misc]
+    _park_or_close(server, live)
+
+
+def look(server: Any, live: LiveRequest) -> None:
+    """The same, if its client may have spoken or left: that is to be seen."""
+    live.thread = threading.get_ident()
+    live.state = "handle"
+    go_on, live.go_on = live.go_on, None
+    go_on(False)  # type: ignore[misc]
     _park_or_close(server, live)
 
 
@@ -138,16 +149,11 @@ def _park_or_close(server: Any, live: LiveRequest) -> None:
             return
         # Nobody would hear its client any more: it ends as in a drain.
         end_input(live.request)
-        _go_on(live, False)
+        go_on, live.go_on = live.go_on, None
+        go_on(False)
     if live.events.handle:
         Events.emit(live.events.handle, server, live)
     close(server, live)
-
-
-def _go_on(live: LiveRequest, has_input: bool) -> None:
-    go_on, live.go_on = live.go_on, None
-    if go_on is not None:
-        go_on(has_input)
 
 
 def contain(server: Any, live: LiveRequest, step: Callable[[Any, LiveRequest], None]) -> None:
