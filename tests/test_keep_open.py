@@ -172,8 +172,9 @@ def test_the_end_of_tls_input_ends_it_without_another_call(
     assert_proper_end(client)
 
 
+@pytest.mark.parametrize("model", ["thread", "pool"])
 @pytest.mark.parametrize("base", [Raw, UnbufferedLines])
-def test_without_a_buffer_the_end_of_tls_input_is_one_more_call(serve: Serve, base: Any) -> None:
+def test_without_a_buffer_the_end_of_tls_input_is_one_more_call(serve: Serve, base: Any, model: str) -> None:
     """Where nothing can be looked ahead in, the end of TLS input is a call that reads nothing, and the last one."""
     received = []
 
@@ -182,7 +183,7 @@ def test_without_a_buffer_the_end_of_tls_input_is_one_more_call(serve: Serve, ba
             self.keep_open()
             received.append(self.request.recv(100) if base is Raw else self.rfile.readline())
 
-    server, client = serve("thread", Handler, "tls")
+    server, client = serve(model, Handler, "tls")
     client.sendall(b"hello\n")
     close_notify(client, LIMIT)  # type: ignore[arg-type]
     socket.socket.shutdown(client, socket.SHUT_WR)
@@ -206,7 +207,8 @@ def test_pipelined_input_is_handled_to_the_end(serve: Serve, model: str, handler
     assert answer(client, b"a\nb\nc\n") == b"1 a\n2 b\n3 c\n"
 
 
-def test_pipelined_tls_records_are_handled_to_the_end(serve: Serve) -> None:
+@pytest.mark.parametrize("model", ["thread", "pool"])
+def test_pipelined_tls_records_are_handled_to_the_end(serve: Serve, model: str) -> None:
     """What OpenSSL has read already, and a selector would not see, counts as more to say."""
 
     class Handler(sockserve.BaseRequestHandler[Any, Any, Any]):
@@ -214,7 +216,7 @@ def test_pipelined_tls_records_are_handled_to_the_end(serve: Serve) -> None:
             self.keep_open()
             self.request.sendall(self.request.recv(2))
 
-    _, client = serve("thread", Handler, "tls")
+    _, client = serve(model, Handler, "tls")
     client.sendall(b"aabbcc")
     assert read_exactly(client, 6) == b"aabbcc"
 
@@ -250,7 +252,7 @@ def test_a_client_that_says_nothing_for_too_long_is_let_go(serve: Serve, model: 
 
 
 @pytest.mark.parametrize("handler", ["Raw", "Lines"])
-@pytest.mark.parametrize("model", ["inline", "thread"])
+@pytest.mark.parametrize("model", ["inline", "thread", "pool"])
 def test_a_client_that_resets_is_let_go(serve: Serve, expect_log: ExpectLog, model: str, handler: str) -> None:
     """A connection that breaks while it waits is one DEBUG line, and its finish() runs."""
     said_no_more = expect_log(logging.DEBUG, "said no more: .*reset by peer$")
@@ -298,7 +300,8 @@ def test_an_error_in_a_later_call_is_reported(serve: Serve, expect_log: ExpectLo
     assert len(expected.wait()) == 1
 
 
-def test_a_handler_can_see_that_the_server_drains(serve: Serve) -> None:
+@pytest.mark.parametrize("model", ["thread", "pool"])
+def test_a_handler_can_see_that_the_server_drains(serve: Serve, model: str) -> None:
     """A call of handle() that is under way when a drain begins ends normally, and its answer arrives."""
     begun, opened = Signal(), Signal()
 
@@ -309,7 +312,7 @@ def test_a_handler_can_see_that_the_server_drains(serve: Serve) -> None:
             assert self.server.draining
             super().handle()
 
-    server, client = serve("thread", Handler)
+    server, client = serve(model, Handler)
     client.sendall(b"hello\n")
     assert begun.wait()
     outcome: list[Any] = []
