@@ -194,13 +194,12 @@ def test_what_a_client_says_before_it_leaves_is_heard(running: Running, echo: ty
 @pytest.mark.usefixtures("poller")
 def test_silence_has_a_limit_for_the_parked(running: Running, echo: type[Echo]) -> None:
     """A connection's time-out ends it, the sooner the shorter it is; whoever speaks in time goes on."""
+    limits = [None, 0.05, 0.5]
 
     class Handler(echo):  # type: ignore[misc,valid-type]
         def handle(self) -> None:
             super().handle()
-            self.request.settimeout(self.limits.pop(0) if self.limits else 0.2)
-
-        limits = [None, 0.05, 0.5]
+            self.request.settimeout(limits.pop(0) if limits else 0.2)
 
     server = running(pool(Handler))
     with crowd(server, 3) as (patient, hasty, speaker):
@@ -258,7 +257,7 @@ def test_a_connection_given_away_is_watched_no_more(running: Running) -> None:
 
 
 def test_an_event_that_a_claim_overtook_is_not_believed(running: Running, echo: type[Echo]) -> None:
-    """A worker that saw an event of the descriptor's last owner parks the new one again, and hears it when it speaks."""
+    """It may be about the descriptor's last owner: the worker parks the new one again, and hears it when it speaks."""
     server = running(pool(echo, max_workers=1))
     with crowd(server, 2) as (client, other):
         wait_until_parked(server, 2)
@@ -333,10 +332,9 @@ def test_nothing_is_lost_when_everything_happens_at_once(running: Running, echo:
                     client.sendall(data)
                     if client.recv(100) != data:
                         lost.append(data)
-                if turn % 5 == number % 5:
-                    # Silent for longer than it may be.
-                    if client.recv(100) != b"":
-                        lost.append(b"the end")
+                # Every fifth is silent for longer than it may be.
+                if turn % 5 == number % 5 and client.recv(100) != b"":
+                    lost.append(b"the end")
 
     talkers = [threading.Thread(target=talk, args=(number,)) for number in range(8)]
     for talker in talkers:

@@ -13,11 +13,9 @@ import collections
 import contextlib
 import logging
 import math
-import socket
-import struct
-import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from sockserve.concurrency.parking import ParkingLot
@@ -28,6 +26,7 @@ from sockserve.core.accepting import Acceptor
 from sockserve.core.active_requests import table_of
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.loop import Loop, Timer
+from sockserve.net.accept import counter_of
 from sockserve.net.accept_errors import Verdict, is_out_of_descriptors
 
 __all__ = ["Coordinator"]
@@ -73,12 +72,15 @@ class Coordinator(Acceptor):
         super()._take_over_listener()
         take = self.server._handle_request_noblock  # noqa: SLF001 - stdlib's name for one request
         batch = min(self._batch, BATCH)
-        self.pool.begin(take, self.may_take, self._count_waiting, batch, self._table.touch)
+        self.pool.begin(take, self.may_take, self._make_counter, batch, self._table.touch)
         vars(self.server)["_serving_pool"] = self.pool
         self._table.lot = self.lot
         # Without this one there is no service; without the others there is.
         self.pool.start_worker()
         self._start_workers()
+
+    def _make_counter(self) -> Callable[[], int] | None:
+        return None if self._count_waiting is None else counter_of(self.listener)
 
     # 1 WAIT
 
@@ -204,13 +206,10 @@ class Coordinator(Acceptor):
             self._has_told = False
         elif not self._has_told:
             self._has_told = True
-            log.warning(
-                "%s: none of %d workers has been free for %g s, %s",
-                self.server,
-                len(pool.workers),
-                ALL_BUSY,
-                _tell_backlog(self.listener),
-            )
+            # Where the kernel does not count them, 1 means "some".
+            waiting = 0 if self._count_waiting is None else self._count_waiting()
+            text = "%s: none of %d workers has been free for %g s, and %d or more clients wait"
+            log.warning(text, self.server, len(pool.workers), ALL_BUSY, waiting)
 
     def _help_to_end(self) -> None:
         """See that somebody ends the parked even if all workers are busy."""
@@ -243,13 +242,3 @@ class Coordinator(Acceptor):
         if not self._is_over:
             self._is_over = True
             self.pool.let_go()
-
-
-def _tell_backlog(listener: Any) -> str:
-    waiting: int | None = None
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            # tcp(7): of a listening socket tcpi_unacked is the length of its backlog.
-            info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
-            (waiting,) = struct.unpack_from("=I", info, 24)
-    return "and new clients wait" if waiting is None else f"and {waiting} clients wait in the backlog"

@@ -72,19 +72,19 @@ class Pool:
         self,
         take: Callable[[], object],
         may_take: Callable[[], bool],
-        count_waiting: Callable[[], int] | None,
+        make_counter: Callable[[], Callable[[], int] | None],
         batch: int,
         done_taking: Callable[[], None],
     ) -> None:
         """Say how a worker takes requests.
 
         ``take`` takes one from the listener and serves it, and returns True if there was one; ``may_take`` says whether
-        it may; ``count_waiting`` how many wait, if that can be told; ``batch`` is how many it takes at most before it
-        looks what else is ready; ``done_taking`` is called after that if ``somebody_waits`` for it.
+        it may; ``make_counter`` makes, for one worker, what says how many wait, if that can be told; ``batch`` is how
+        many it takes at most before it looks what else is ready; ``done_taking`` is called then if ``somebody_waits``.
         """
         self.take = take
         self.may_take = may_take
-        self.count_waiting = count_waiting
+        self.make_counter = make_counter
         self.batch = batch
         self.done_taking = done_taking
 
@@ -222,6 +222,8 @@ class Worker:
     def _work(self) -> bool:
         """False: the pool has ended; true: this worker may retire."""
         pool = self.pool
+        # Not shared: select.poll objects, which it may be made of, bear one thread only.
+        self._count_waiting = pool.make_counter()
         poll, idle, lot, parked = pool.poller.poll, pool.idle, pool.lot, pool.lot.parked
         workers, fewest, idle_timeout = pool.workers, pool.settings.fewest, pool.settings.idle_timeout
         while not pool.stopping:
@@ -252,7 +254,7 @@ class Worker:
 
     def _take(self) -> None:
         pool = self.pool
-        count_waiting = pool.count_waiting
+        count_waiting = self._count_waiting
         # In this order: whoever forbids taking does so first, and asks who takes second.
         self.taking = True
         try:

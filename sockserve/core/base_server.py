@@ -230,11 +230,12 @@ class BaseServer(Generic[RequestT, AddressT]):
         Returns how many requests finished and how many were cut.
         """
         lifecycle = self._serving_lifecycle
+        # Before anybody hears of the drain, or those that end at once would not be counted.
+        waited_for = table_of(self).others()
         lifecycle.draining = True
         if not lifecycle.suspended:
             lifecycle.suspended_by_drain = True
             self.suspend()
-        waited_for: list[LiveRequest] = []
 
         def see(live: LiveRequest) -> None:
             waited_for.append(live)
