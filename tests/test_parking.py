@@ -193,22 +193,41 @@ def test_what_a_client_says_before_it_leaves_is_heard(running: Running, echo: ty
 
 @pytest.mark.usefixtures("poller")
 def test_silence_has_a_limit_for_the_parked(running: Running, echo: type[Echo]) -> None:
-    """A connection's time-out ends it, the sooner the shorter it is; whoever speaks in time goes on."""
-    limits = [None, 0.05, 0.5]
+    """A connection's time-out ends it, the sooner the shorter it is; without one it stays."""
 
     class Handler(echo):  # type: ignore[misc,valid-type]
-        def handle(self) -> None:
-            super().handle()
-            self.request.settimeout(limits.pop(0) if limits else 0.2)
+        def setup(self) -> None:
+            self.request.settimeout(limits.pop(0))
+
+    server = running(pool(Handler, max_workers=1))
+    limits = [None, 1000.0, 0.3, 0.05]
+    with crowd(server, 4) as clients:
+        assert clients[3].recv(100) == b""
+        assert clients[2].recv(100) == b""
+        for client in clients[:2]:
+            exchange(client, b"still here")
+        wait_until_parked(server, 2)
+
+
+def test_the_limit_begins_anew_with_each_message(running: Running, echo: type[Echo]) -> None:
+    """Who speaks in time goes on, whenever it connected."""
+
+    class Handler(echo):  # type: ignore[misc,valid-type]
+        def setup(self) -> None:
+            self.request.settimeout(1000)
 
     server = running(pool(Handler))
-    with crowd(server, 3) as (patient, hasty, speaker):
-        assert hasty.recv(100) == b""
-        for _ in range(4):
-            exchange(speaker, b"still here")
-            threading.Event().wait(0.1)
-        assert speaker.recv(100) == b""
-        exchange(patient, b"for ever")
+    table = table_of(server)
+    lot: Any = table.lot
+    with crowd(server, 2) as (client, silent):
+        wait_until_parked(server, 2)
+        for live in table.all():
+            live.parked_at -= 999.9
+        exchange(client, b"again")
+        lot.wants_look = True
+        server._serving_lifecycle.wake()
+        assert silent.recv(100) == b""
+        exchange(client, b"again")
 
 
 def test_context_variables_stay_with_their_connection(running: Running) -> None:
