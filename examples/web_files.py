@@ -3,9 +3,9 @@
     python examples/web_files.py tcp://127.0.0.1:8000
     curl http://127.0.0.1:8000/
 
-Its handler loops over the requests of a connection. Put sockserve's class before it, and ``handle()`` answers one
-request and asks for the next by ``keep_open()``: what waits between two requests, and for how long, is then the
-server's business.
+Its handler loops over the requests of a connection, and holds a thread while a browser says nothing, which browsers do
+most of the time. Put sockserve's class before it, and ``handle()`` answers one request and asks for the next by
+``keep_open()``. In a pool the connection is then parked: a handful of threads keeps thousands of them.
 """
 
 from __future__ import annotations
@@ -48,4 +48,4 @@ class WebFiles(sockserve.StreamRequestHandler, http.server.SimpleHTTPRequestHand
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    sockserve.serve(WebFiles, *(sys.argv[1:] or ["tcp://127.0.0.1:0"]))
+    sockserve.serve(WebFiles, *(sys.argv[1:] or ["tcp://127.0.0.1:0"]), model="pool")

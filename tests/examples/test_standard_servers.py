@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import pathlib
 import re
 import xmlrpc.client
@@ -9,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 from example import Example, flood, run
+from under_test import LIMIT
 
 from sockserve import testing
 
@@ -40,6 +43,22 @@ def test_web_files(folder: pathlib.Path) -> None:
         assert "page.html" in run(*CURL, url)
         for path in ("/../secret", "/%2e%2e/secret", "/page.html/../../secret", "/nothing", "//etc/passwd", "/%00"):
             assert "404" in run(*CURL, "--path-as-is", "--head", f"{url}{path}")
+        example.end()
+
+
+def test_silent_browsers_hold_no_thread(folder: pathlib.Path) -> None:
+    """A hundred connections that stay open between two requests are served by two threads."""
+    arguments = ("--model", "pool", "--max-workers", "2", "tcp://127.0.0.1:0")
+    with Example("web_files:WebFiles", *arguments, cwd=folder) as example, contextlib.ExitStack() as browsers:
+        host = example.address().removeprefix("tcp://")
+        connections = [http.client.HTTPConnection(host, timeout=LIMIT) for _ in range(100)]
+        for _ in range(2):
+            for connection in connections:
+                browsers.callback(connection.close)
+                connection.request("GET", "/page.html")
+                assert connection.getresponse().read() == b"<p>Hello\n"
+        assert {connection.sock is None for connection in connections} == {False}
+        browsers.close()
         example.end()
 
 
