@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import logging
 import math
 import re
@@ -12,15 +11,14 @@ import shlex
 import socket
 import sys
 import threading
-import traceback
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
 
 from sockserve.errors import AddressError, SockserveError
 from sockserve.net.address import ACCEPTED_FORMS, format_address, parse_address
 from sockserve.ready_made import MODELS
 from sockserve.run.echo import Echo
-from sockserve.run.opening import AnyServer, roots_of
+from sockserve.run.loading import load_handler
+from sockserve.run.opening import AnyServer
 from sockserve.run.serve import serve
 
 __all__ = ["main", "read_arguments"]
@@ -34,7 +32,11 @@ FREE_PORT = "tcp://127.0.0.1:0"
 
 EPILOG = f"""\
 SIGTERM or Ctrl-C stops: no new requests, those in progress may end, a second one cuts them. The exit status is 0 then,
-1 if an address could not be bound or was lost, 2 for arguments that make no sense.
+1 if an address could not be bound or was lost, or if worker processes end as soon as they begin, 2 for arguments that
+make no sense.
+
+With --processes, SIGHUP replaces the workers one after the other by such that load the handler's class anew, without
+losing a request; SIGTTIN and SIGTTOU make it one worker more or less.
 
 addresses:
 {ACCEPTED_FORMS}
@@ -43,6 +45,7 @@ examples:
   sockserve                                            the built-in echo handler on a free port
   sockserve udp://127.0.0.1:9000 unix:/tmp/echo.sock   the same there
   sockserve shop.orders:OrderHandler tcp://:9000       a class of yours, found from the current directory
+  sockserve --processes 4 --model pool shop.orders:OrderHandler tcp://:9000
   sockserve --model fork --max-children 8 --drain-timeout 60 shop.orders:OrderHandler tcp://:9000
   sockserve http.server:SimpleHTTPRequestHandler tcp://127.0.0.1:8000
 """
@@ -57,11 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         serve(
-            options.handler,
+            options.name or options.handler,
             *options.addresses,
             model=options.model,
             max_children=options.max_children,
             max_workers=options.max_workers,
+            processes=options.processes,
+            max_requests=options.max_requests,
+            worker_timeout=options.worker_timeout,
             backlog=options.backlog,
             drain_timeout=options.drain_timeout,
             ready=functools.partial(_tell, options.handler),
@@ -116,14 +122,38 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=functools.partial(_whole_number, 1),
         help="with --model pool, how many threads serve at most",
     )
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=functools.partial(_whole_number, 1),
+        help="worker processes, each of which serves by the model (default: none, this process serves)",
+    )
+    parser.add_argument(
+        "--max-requests",
+        metavar="N",
+        type=functools.partial(_whole_number, 1),
+        help="with --processes, after about how many requests a worker is replaced",
+    )
+    parser.add_argument(
+        "--worker-timeout",
+        metavar="S",
+        type=_seconds,
+        default=60.0,
+        help="with --processes, seconds after which a worker that stands still is replaced (default: 60; inf: never)",
+    )
     parser.add_argument("--log-level", choices=LEVELS, type=str.lower, default="warning", help="(default: %(default)s)")
     options = parser.parse_intermixed_args(argv)
     if options.max_children is not None and options.model != "fork":
         parser.error("--max-children is for --model fork")
     if options.max_workers is not None and options.model != "pool":
         parser.error("--max-workers is for --model pool")
+    if options.max_requests is not None and options.processes is None:
+        parser.error("--max-requests is for --processes")
+    if options.processes is not None and options.model == "fork":
+        parser.error("--processes is for the other models: --model fork has a process for each request")
     try:
-        options.handler, options.addresses = _read_words(options.words)
+        options.name, options.addresses = _read_words(options.words)
+        options.handler = Echo if options.name is None else load_handler(options.name)
     except ValueError as error:
         parser.error(str(error))
     return options
@@ -148,13 +178,13 @@ def _seconds(text: str) -> float | None:
     return seconds
 
 
-def _read_words(words: Sequence[str]) -> tuple[type, Sequence[str]]:
-    """The handler class and the addresses, either of which may be left out: for the echo handler, or a free port."""
+def _read_words(words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """The handler's name and the addresses, either of which may be left out: for the echo handler, or a free port."""
     names_handler = bool(words) and not _is_address(words[0])
     addresses = words[names_handler:]
     for address in addresses:
         parse_address(address)
-    return _load(words[0]) if names_handler else Echo, addresses or [FREE_PORT]
+    return words[0] if names_handler else None, addresses or [FREE_PORT]
 
 
 def _is_address(word: str) -> bool:
@@ -165,44 +195,6 @@ def _is_address(word: str) -> bool:
             return False
         raise ValueError(f"neither a handler, package.module:Class, nor an address: {error}") from None
     return True
-
-
-def _load(word: str) -> type:
-    module_name, _, path = word.partition(":")
-    # The installed command has its own directory there, where `python -m` has the current one.
-    sys.path[:0] = [""] if "" not in sys.path else []
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            raise ValueError(f"there is no module {error.name!r} here or on Python's path") from None
-        raise ValueError(f"{module_name} cannot be imported: {type(error).__name__}: {error}{_where(error)}") from None
-    found: Any = module
-    for name in path.split("."):
-        found = getattr(found, name, None)
-    if not _is_handler(found):
-        known = ", ".join(_handlers_in(module, module_name, "")) or "none"
-        raise ValueError(f"{word} is not a request handler class; in {module_name} there are: {known}")
-    return cast("type", found)
-
-
-def _where(error: BaseException) -> str:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames[1:] else ""
-
-
-def _is_handler(found: object) -> bool:
-    roots = roots_of(found)
-    return "BaseRequestHandler" in roots and getattr(found, "__name__", None) not in roots
-
-
-def _handlers_in(space: object, module_name: str, prefix: str) -> Iterator[str]:
-    """The names, dotted where they are nested, of the handler classes in a module or a class of it."""
-    for name, value in vars(space).items():
-        if _is_handler(value):
-            yield f"{prefix}{name}"
-        if isinstance(value, type) and (value.__module__, value.__qualname__) == (module_name, f"{prefix}{name}"):
-            yield from _handlers_in(value, module_name, f"{prefix}{name}.")
 
 
 def _tell(handler: type, servers: tuple[AnyServer, ...]) -> None:

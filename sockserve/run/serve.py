@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from sockserve.core.base_server import HandlerFactory
 from sockserve.core.events import Counters, Observer
 from sockserve.core.lifecycle import CutShort
 from sockserve.core.loop import Loop
 from sockserve.net.address import format_address
+from sockserve.run.loading import load_handler
 from sockserve.run.opening import AnyServer, open_servers
 from sockserve.run.signals import handling
 from sockserve.run.stopping import Stop, time_limit
+
+if hasattr(os, "fork"):
+    from sockserve.run.preforked import Processes, serve_in_processes
 
 __all__ = ["serve"]
 
@@ -22,12 +28,16 @@ log = logging.getLogger("sockserve")
 
 
 def serve(
-    handler: HandlerFactory,
+    handler: HandlerFactory | str,
     *addresses: str,
     # who runs the handler
     model: str = "thread",
     max_children: int | None = None,
     max_workers: int | None = None,
+    # in how many processes
+    processes: int | None = None,
+    max_requests: int | None = None,
+    worker_timeout: float | None = 60.0,
     # how it listens
     backlog: int | None = None,
     # how it ends
@@ -44,12 +54,18 @@ def serve(
     signal cuts at once. A thread that goes on even then is left behind as a daemon, an inline handler is ended by an
     exception, a child is killed. On return all is closed and the signals mean again what they did before.
 
-    handler: the class, or any callable that takes ``(request, client_address, server)``.
+    handler: the class, or any callable that takes ``(request, client_address, server)``; or "package.module:Class".
     addresses: ``tcp://host:port``, ``tcp://[::1]:0``, ``udp://…``, ``unix:/path``, ``unix-dgram:/path``, ``fd:N``. Of a
         host name one address is bound, an IPv4 one if there is any. A descriptor is closed at the end.
     model: "thread", "pool", "fork", "greenlet" or "inline", which serves one request at a time, whatever the addresses.
     max_children: with "fork", how many requests are served at once; None: the class's default.
     max_workers: with "pool", how many threads each address has at most; None: the class's default.
+    processes: how many worker processes serve, kept by a supervisor as by ``PreForkMixIn``; None: this process serves.
+        Then SIGHUP replaces them, and if the handler was given by its name they import the program's modules anew;
+        SIGTTIN and SIGTTOU make it one more or less. Observers hear in the workers; the counters are those of all, and
+        no address is left before all are.
+    max_requests: after about how many requests a worker is replaced; None: never.
+    worker_timeout: seconds after which a worker whose loop stands still is replaced; None: never.
     backlog: connections that the kernel may hold while nobody accepts (listen(2)); None: as many as the system allows.
     install_signal_handlers: false leaves signals alone. So does any other thread than the main one, where Python allows
         no handlers. Serving then ends when ``shutdown()`` has been called on every server.
@@ -58,13 +74,16 @@ def serve(
 
     Raises AddressError for a text that is no address, or one that the handler's class cannot serve (a
     StreamRequestHandler on datagrams); BindError for one that the system refuses; ValueError for a model that this
-    platform lacks, ImportError for one whose extra is not installed; ListenerLostError when a listening socket fails
-    later, once the requests in progress have ended.
+    platform lacks, or a name that is no handler's, ImportError for a model whose extra is not installed;
+    ListenerLostError when a listening socket fails later, once the requests in progress have ended; CrashLoopError when
+    workers end as soon as they begin, again and again.
     """
     _check(addresses, model, max_children, max_workers, drain_timeout)
+    _check_processes(processes, model, max_requests, worker_timeout)
+    name = handler if isinstance(handler, str) else None
+    factory = load_handler(handler) if isinstance(handler, str) else handler
     others = tuple(observers)
     handles_signals = install_signal_handlers and threading.current_thread() is threading.main_thread()
-    counters = Counters()
     settings: dict[str, object] = {
         # A thread that ignores being cut must not keep the process from ending.
         "daemon_threads": True,
@@ -76,27 +95,19 @@ def serve(
     }
     given = {name: value for name, value in settings.items() if value is not None}
     with contextlib.ExitStack() as last_first:
-        servers = open_servers(handler, addresses, model, given)
+        servers = open_servers(factory, addresses, model, given)
         for server in servers:
             last_first.callback(server.server_close)
-        loop = last_first.enter_context(Loop())
-        stop = Stop(servers, loop)
-        for server in servers:
-            server.observers += (counters, *others, stop)
-            server.attach(loop)
-        if handles_signals:
-            last_first.enter_context(handling(stop.on_signal))
-            if model in ("inline", "greenlet") and drain_timeout is not None:
-                last_first.enter_context(time_limit(stop, drain_timeout))
         for server in servers:
             log.info("listening on %s", format_address(server.socket))
-        if ready is not None:
-            ready(tuple(servers))
-        try:
-            with contextlib.suppress(CutShort):
-                loop.run()
-        finally:
-            stop.drain(drain_timeout)
+        tell = functools.partial(ready or _tell_nobody, tuple(servers))
+        if processes is None:
+            counters = _serve_here(servers, model, drain_timeout, others, tell, handles_signals=handles_signals)
+        else:
+            # _check_processes() has seen that there is fork.
+            limits = Processes(processes, max_requests, worker_timeout, drain_timeout)  # pyright: ignore[reportPossiblyUnboundVariable]
+            run = serve_in_processes  # pyright: ignore[reportPossiblyUnboundVariable]
+            counters = run(servers, name, limits, others, tell, handles_signals=handles_signals)
     log.info(
         "stopped: %d requests accepted, %d handled, %d failed, %d refused",
         counters.accepted,
@@ -105,6 +116,39 @@ def serve(
         counters.refused,
     )
     return counters
+
+
+def _serve_here(
+    servers: Sequence[AnyServer],
+    model: str,
+    drain_timeout: float | None,
+    observers: Sequence[Observer],
+    ready: Callable[[], object],
+    *,
+    handles_signals: bool,
+) -> Counters:
+    counters = Counters()
+    with contextlib.ExitStack() as last_first:
+        loop = last_first.enter_context(Loop())
+        stop = Stop(servers, loop)
+        for server in servers:
+            server.observers += (counters, *observers, stop)
+            server.attach(loop)
+        if handles_signals:
+            last_first.enter_context(handling(stop.on_signal))
+            if model in ("inline", "greenlet") and drain_timeout is not None:
+                last_first.enter_context(time_limit(stop, drain_timeout))
+        ready()
+        try:
+            with contextlib.suppress(CutShort):
+                loop.run()
+        finally:
+            stop.drain(drain_timeout)
+    return counters
+
+
+def _tell_nobody(_: tuple[AnyServer, ...]) -> None:
+    """Nobody asked to be told."""
 
 
 def _check(
@@ -124,3 +168,19 @@ def _check(
         raise ValueError(f"max_workers must be at least 1: {max_workers!r}")
     if drain_timeout is not None and not 0 <= drain_timeout <= threading.TIMEOUT_MAX:
         raise ValueError(f"drain_timeout must be from 0 to {threading.TIMEOUT_MAX} seconds, or None: {drain_timeout!r}")
+
+
+def _check_processes(processes: int | None, model: str, max_requests: int | None, worker_timeout: float | None) -> None:
+    if processes is None:
+        if max_requests is not None:
+            raise ValueError("max_requests is for worker processes, and there are none without processes")
+        return
+    if not hasattr(os, "fork"):
+        raise ValueError("processes need fork(2), which this platform lacks")
+    if model == "fork":
+        raise ValueError("processes are for the other models: with 'fork' each request has a process of its own")
+    for number in (processes, max_requests):
+        if number is not None and number < 1:
+            raise ValueError(f"a number of processes or requests must be at least 1: {number!r}")
+    if worker_timeout is not None and not 0 < worker_timeout <= threading.TIMEOUT_MAX:
+        raise ValueError(f"worker_timeout must be positive, or None: {worker_timeout!r}")

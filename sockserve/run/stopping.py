@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
@@ -29,7 +29,7 @@ from sockserve.core.server import TCPServer, UDPServer
 from sockserve.net.closing import cut
 from sockserve.run.opening import AnyServer
 
-__all__ = ["Stop", "time_limit"]
+__all__ = ["Draining", "Stop", "time_limit"]
 
 log = logging.getLogger("sockserve")
 
@@ -100,7 +100,10 @@ class Stop(Observer):
             self.loop.run()
             active = sum(len(server.active_requests) for server in self.servers)
             log.info("stopping%s: %d requests in progress", f" on {self.signal.name}" if self.signal else "", active)
-            _Drain(self, timeout)
+            for server in self.servers:
+                for live in table_of(server).all():
+                    drain_one(server, live)
+            Draining(self.servers, self.loop, timeout, lambda: self.is_to_cut)
             self.loop.run()
         except BaseException:
             for server in self.servers:
@@ -108,37 +111,38 @@ class Stop(Observer):
             raise
 
 
-class _Drain:
+class Draining:
     """Keeps the loop running without its servers, as long as there is something to wait for."""
 
-    def __init__(self, stop: Stop, timeout: float | None) -> None:
+    def __init__(
+        self, servers: Sequence[AnyServer], loop: Loop, timeout: float | None, is_to_cut: Callable[[], bool] = bool
+    ) -> None:
         self.max_wait: float | None = None
-        self._stop = stop
-        self._unheard = [table_of(server) for server in stop.servers]
+        self._servers = servers
+        self._loop = loop
+        self._is_to_cut = is_to_cut
+        self._unheard = [table_of(server) for server in servers]
         self._was_cut = False
         self._has_given_up = False
         self._dispatchers: list[Dispatcher] = [
             server._serving_dispatcher  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-            for server in stop.servers
+            for server in servers
             if isinstance(server, DispatchingMixIn)
         ]
         for dispatcher in self._dispatchers:
-            dispatcher.attach(stop.loop)
-        for server in stop.servers:
-            for live in table_of(server).all():
-                drain_one(server, live)
+            dispatcher.attach(loop)
         if timeout is not None:
-            stop.loop.call_later(timeout, self._cut)
-        stop.loop.add(self)
+            loop.call_later(timeout, self._cut)
+        loop.add(self)
 
     def before_wait(self) -> None:
         """Leave when all is over."""
         while self._unheard:
             table = self._unheard.pop()
             table.on_next_change(functools.partial(self._changed, table))
-        if self._stop.is_to_cut:
+        if self._is_to_cut():
             self._cut()
-        if self._has_given_up or not any(table_of(server).all() for server in self._stop.servers):
+        if self._has_given_up or not any(table_of(server).all() for server in self._servers):
             self.leave()
         waits = (dispatcher.must_poll() for dispatcher in self._dispatchers)
         self.max_wait = min((wait for wait in waits if wait is not None), default=None)
@@ -152,20 +156,20 @@ class _Drain:
         """Let the loop end."""
         for dispatcher in self._dispatchers:
             dispatcher.detach()
-        self._stop.loop.remove(self)
+        self._loop.remove(self)
 
     def abandon(self) -> None:
         """Nothing to close."""
 
     def _changed(self, table: ActiveRequests) -> None:
         self._unheard.append(table)
-        self._stop.loop.wake()
+        self._loop.wake()
 
     def _cut(self) -> None:
         if not self._was_cut:
             self._was_cut = True
-            self._stop.loop.call_later(CUT_GRACE, self._give_up)
-            for server in self._stop.servers:
+            self._loop.call_later(CUT_GRACE, self._give_up)
+            for server in self._servers:
                 cut_others(server)
 
     def _give_up(self) -> None:
