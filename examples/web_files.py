@@ -26,6 +26,9 @@ class WebFiles(sockserve.StreamRequestHandler, http.server.SimpleHTTPRequestHand
     directory = str(pathlib.Path.cwd())
     protocol_version = "HTTP/1.1"
     timeout = 30
+    # An answer in two pieces would wait for the acknowledgement of the first, 40 milliseconds on Linux.
+    wbufsize = -1
+    disable_nagle_algorithm = True
 
     def handle(self) -> None:
         """Answer one request."""
