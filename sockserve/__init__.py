@@ -27,6 +27,7 @@ from sockserve.core.active_requests import ActiveRequest, LiveRequest
 from sockserve.core.base_server import BaseServer
 from sockserve.core.events import Counters, LogObserver, Observer
 from sockserve.core.handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
+from sockserve.core.keep_alive import HTTPKeepAliveMixIn
 from sockserve.core.lifecycle import Drained
 from sockserve.core.loop import Loop
 from sockserve.core.server import TCPServer, UDPServer
@@ -68,6 +69,7 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     "BaseRequestHandler",
     "StreamRequestHandler",
     "DatagramRequestHandler",
+    "HTTPKeepAliveMixIn",
     # several servers in one loop
     "Loop",
     # servers as a program

@@ -63,8 +63,10 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
                     break
                 if self._serving_parks():
                     return
+            self._asked_to_keep_open = False
         except BaseException as error:
             self._handle_raised = True
+            self._asked_to_keep_open = False
             try:
                 self.finish()
             except Exception as second:
@@ -206,7 +208,8 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
             return False
         # Of another file nobody knows what it has read ahead.
         is_ours = isinstance(self.rfile, StreamReader | UnbufferedReader)
-        return is_ours and not self.buffered_input() and super()._serving_is_dry()
+        # By name: HTTPKeepAliveMixIn has these methods too.
+        return is_ours and not self.buffered_input() and BaseRequestHandler._serving_is_dry(self)
 
     def _wait_for_more_input(self) -> bool:
         peek = getattr(self.rfile, "peek", None)
@@ -214,7 +217,7 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
             if not self.wfile.closed:
                 # The client may be waiting for this before it says more.
                 self.wfile.flush()
-            return super()._wait_for_more_input() if peek is None else bool(peek(1))
+            return BaseRequestHandler._wait_for_more_input(self) if peek is None else bool(peek(1))
         except (ConnectionError, TimeoutError) as error:
             log.debug("%s said no more: %s", self.client_address, error)
             return False
