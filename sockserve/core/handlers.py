@@ -126,18 +126,11 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
 
     def _serving_is_dry(self) -> bool:
         """Whether all input that was read has been handled, so that more of it makes the descriptor readable."""
-        connection = cast("socket.socket", self.request)
-        return not (is_tls(connection) and connection.pending())
+        return not _holds_input(cast("socket.socket", self.request))
 
     def _wait_for_more_input(self) -> bool:
-        connection = cast("socket.socket", self.request)
         try:
-            if not is_tls(connection):
-                return bool(connection.recv(1, socket.MSG_PEEK))
-            if connection.pending():
-                return True
-            # Beneath TLS: whether what comes is a record or the end.
-            return bool(recv_beneath(connection, 1, socket.MSG_PEEK))
+            return _wait_for_input(cast("socket.socket", self.request))
         except (ConnectionError, TimeoutError) as error:
             log.debug("%s said no more: %s", self.client_address, error)
             return False
@@ -208,8 +201,7 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
             return False
         # Of another file nobody knows what it has read ahead.
         is_ours = isinstance(self.rfile, StreamReader | UnbufferedReader)
-        # By name: HTTPKeepAliveMixIn has these methods too.
-        return is_ours and not self.buffered_input() and BaseRequestHandler._serving_is_dry(self)
+        return is_ours and not self.buffered_input() and not _holds_input(self.connection)
 
     def _wait_for_more_input(self) -> bool:
         peek = getattr(self.rfile, "peek", None)
@@ -217,7 +209,7 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
             if not self.wfile.closed:
                 # The client may be waiting for this before it says more.
                 self.wfile.flush()
-            return BaseRequestHandler._wait_for_more_input(self) if peek is None else bool(peek(1))
+            return _wait_for_input(self.connection) if peek is None else bool(peek(1))
         except (ConnectionError, TimeoutError) as error:
             log.debug("%s said no more: %s", self.client_address, error)
             return False
@@ -247,3 +239,18 @@ class DatagramRequestHandler(BaseRequestHandler[ServerT, "tuple[bytes, socket.so
             except (ConnectionError, FileNotFoundError) as error:
                 # A Unix client that closed its socket, or removed its path.
                 log.debug("%s left before its answer: %s", self.client_address, error)
+
+
+def _holds_input(connection: socket.socket) -> bool:
+    """Whether input was read from the descriptor that nobody has read from the connection."""
+    return is_tls(connection) and bool(connection.pending())
+
+
+def _wait_for_input(connection: socket.socket) -> bool:
+    """Whether more comes; the end does not count."""
+    if _holds_input(connection):
+        return True
+    if is_tls(connection):
+        # Whether what comes is a record or the end.
+        return bool(recv_beneath(connection, 1, socket.MSG_PEEK))
+    return bool(connection.recv(1, socket.MSG_PEEK))

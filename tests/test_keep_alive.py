@@ -1,0 +1,79 @@
+"""``HTTPKeepAliveMixIn``: handlers of ``http.server`` that wait for their next request by ``keep_open()``."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import itertools
+import socket
+from typing import Any
+
+import pytest
+from under_test import LIMIT
+from waiting import wait_until
+
+import sockserve
+from sockserve.core.active_requests import table_of
+from sockserve.pytest_plugin import Running
+from sockserve.testing import connect
+
+LOOPBACK = ("127.0.0.1", 0)
+
+
+class Page(sockserve.HTTPKeepAliveMixIn, http.server.BaseHTTPRequestHandler):
+    """Answers with its path."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = LIMIT
+
+    def do_GET(self) -> None:
+        """Answer."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.path)))
+        self.end_headers()
+        self.wfile.write(self.path.encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Be quiet."""
+
+
+class StandardPool(sockserve.ThreadPoolMixIn, http.server.HTTPServer):
+    """A standard library's server, on the pool."""
+
+    max_workers = 2
+
+
+HTTP_SERVERS = [
+    StandardPool,
+    sockserve.ThreadPoolTCPServer,
+    sockserve.ThreadingTCPServer,
+    sockserve.ForkingTCPServer,
+    http.server.ThreadingHTTPServer,
+]
+
+
+@pytest.mark.parametrize("server_class", HTTP_SERVERS)
+def test_http_servers_handlers_keep_their_connections(running: Running, server_class: Any) -> None:
+    """``HTTPKeepAliveMixIn`` answers request after request on one connection, whatever runs the handler."""
+    server = running(server_class(LOOPBACK, Page), poll_interval=0.01)
+    clients = [http.client.HTTPConnection(*server.server_address, timeout=LIMIT) for _ in range(5)]
+    for path, client in itertools.product(("/a", "/b", "/c"), clients):
+        client.request("GET", path)
+        assert client.getresponse().read() == path.encode()
+    if server_class in (StandardPool, sockserve.ThreadPoolTCPServer):
+        wait_until(lambda: [live.state for live in table_of(server).all()] == ["parked"] * 5)
+    for client in clients:
+        assert client.sock is not None
+        # The children are forked by the process of the clients, and hold copies of these sockets.
+        client.sock.shutdown(socket.SHUT_RDWR)
+        client.close()
+
+
+def test_pipelined_http_requests_are_answered(running: Running) -> None:
+    """Those that were read ahead too, and the last one closes as it asks."""
+    server = running(StandardPool(LOOPBACK, Page))
+    requests = b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\nGET /c HTTP/1.1\r\nConnection: close\r\n\r\n"
+    with connect(server.server_address, timeout=LIMIT) as client:
+        client.sendall(requests)
+        answer = b"".join(iter(lambda: client.recv(1000), b""))
+    assert [answer.count(each) for each in (b"200 OK", b"/a", b"/b", b"/c")] == [3, 1, 1, 1]
