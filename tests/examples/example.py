@@ -19,7 +19,7 @@ from under_test import LIMIT
 import sockserve
 from sockserve import testing
 
-__all__ = ["EXAMPLES", "ROOT", "Example", "flood", "run"]
+__all__ = ["EXAMPLES", "ROOT", "Example", "flood", "host_and_port", "run"]
 
 ROOT = pathlib.Path(sockserve.__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -80,6 +80,12 @@ class Example:
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
         (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
         return int(kilobytes) * 1024
+
+
+def host_and_port(address: str) -> tuple[str, str]:
+    """What programs take for an address text."""
+    host, _, port = address.partition("://")[2].rpartition(":")
+    return host, port
 
 
 def run(*command: str, status: int = 0, **options: Any) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from example import Example, flood, run
-from test_text_protocols import host_and_port
+from example import Example, flood, host_and_port, run
 
 from sockserve import testing
 

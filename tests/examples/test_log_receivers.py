@@ -12,8 +12,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
-from example import Example, run
-from test_text_protocols import host_and_port
+from example import Example, host_and_port, run
 from waiting import wait_until
 
 from sockserve import testing

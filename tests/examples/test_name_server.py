@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import socket
 
-from example import Example, run
+from example import Example, host_and_port, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_text_protocols import host_and_port
 
 from examples import name_server
 from sockserve import testing

@@ -9,15 +9,9 @@ import sys
 import time
 
 import pytest
-from example import EXAMPLES, Example, run
+from example import EXAMPLES, Example, host_and_port, run
 
 from sockserve import testing
-
-
-def host_and_port(address: str) -> tuple[str, str]:
-    """What programs take for an address text."""
-    host, _, port = address.partition("://")[2].rpartition(":")
-    return host, port
 
 
 def test_daytime() -> None:
