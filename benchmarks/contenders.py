@@ -95,7 +95,7 @@ CONTENDERS: Sequence[Contender] = (
     _ours("inline", "inline", *EVERYTHING, *WITH_FILES, one_at_a_time=True),
     _ours("thread", "thread", *EVERYTHING, *WITH_FILES, *HTTP),
     _ours("fork", "fork", *EVERYTHING, *WITH_FILES, slowness=_FORK_COSTS),
-    _ours("pool", "pool", *EVERYTHING, "connect-stream", "http", workers=4),
+    _ours("pool", "pool", *EVERYTHING, "connect-stream", *HTTP, workers=4),
     _ours("pool-1", "pool", "cpu", workers=1),
     _ours("pool-2", "pool", "cpu", workers=2),
     _ours("pool-16", "pool", *EVERYTHING, workers=16),

@@ -77,13 +77,23 @@ def read_ab(output: str, percentiles: str, requests: int) -> Result:
     return Result(requests, float(figures["Requests per second"]), times.get("50"), times.get("99"))
 
 
+FEWEST_WAITING = 0.05
+
+
+def _refuse_starvation(program: str, per_second: float, mean_ms: float, clients: int) -> None:
+    """Raise LoadError if few of the clients were answered: then fewer wait at a time than there are (Little's law)."""
+    waiting = per_second * mean_ms / 1000
+    if waiting < FEWEST_WAITING * clients:
+        raise LoadError(f"{program}: of {clients} clients only about {waiting:.1f} at a time waited: others starve")
+
+
 def wrk(port: int, clients: int, seconds: float) -> Result:
     """HTTP requests on kept connections, as many as are answered in the time."""
     options = ["-t", "1", "-c", str(clients), "-d", f"{max(1, round(seconds))}s", "--latency"]
-    return read_wrk(run(["wrk", *options, f"http://127.0.0.1:{port}/"]))
+    return read_wrk(run(["wrk", *options, f"http://127.0.0.1:{port}/"]), clients)
 
 
-def read_wrk(output: str) -> Result:
+def read_wrk(output: str, clients: int) -> Result:
     """Its report."""
     total = re.search(r"(\d+) requests in ", output)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
@@ -92,6 +102,9 @@ def read_wrk(output: str) -> Result:
     units = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
     found = re.findall(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s|m)$", output, re.MULTILINE)
     times = {percent: float(value) * units[unit] for percent, value, unit in found}
+    mean = re.search(r"^\s+Latency\s+([\d.]+)(us|ms|s|m)\b", output, re.MULTILINE)
+    if mean is not None:
+        _refuse_starvation("wrk", float(rate[1]), float(mean[1]) * units[mean[2]], clients)
     return Result(int(total[1]), float(rate[1]), times.get("50"), times.get("99"))
 
 

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Self
 
 START_LIMIT = 30.0
@@ -101,15 +101,15 @@ class ServerProcess:
         """How many threads the whole tree has."""
         return sum(1 for _ in self._threads())
 
-    def wakeups(self) -> int:
-        """How often a thread of the tree went to sleep so far: while a server idles, how often it was woken."""
-        total = 0
+    def sleeps(self) -> dict[int, int]:
+        """Of each thread of the tree, how often it went to sleep so far."""
+        counts = {}
         for status in self._threads():
             with contextlib.suppress(OSError):
-                total += int(
-                    re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", status.read_text("ascii"), re.MULTILINE)[0]
-                )
-        return total
+                text = status.read_text("ascii")
+                switches = re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", text, re.MULTILINE)
+                counts[int(status.parent.name)] = int(switches[0])
+        return counts
 
     def _threads(self) -> Iterator[pathlib.Path]:
         for pid in self.pids():
@@ -169,6 +169,12 @@ def _enter(cores: Collection[int], group: ControlGroup | None) -> None:
 def _stat(pid: int) -> list[str]:
     """The fields of proc(5)'s ``stat`` after the name, so one to the left of where it counts them from zero: state."""
     return pathlib.Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(") ")[2].split()
+
+
+def wakeups(before: Mapping[int, int], after: Mapping[int, int]) -> int:
+    """How often threads that slept were woken between two of ``sleeps()``; a thread that ended was woken for it."""
+    ended = len(before.keys() - after.keys())
+    return ended + sum(count - before.get(thread, 0) for thread, count in after.items())
 
 
 class ControlGroup:

@@ -156,7 +156,7 @@ def word_of(verdicts: Iterable[Verdict]) -> str:
 def caveats(rounds: Rounds) -> list[str]:
     """Why the verdicts are not yet those that count."""
     found = []
-    numbers = {len(each) for work in rounds.values() for each in work.values()}
+    numbers = {len(each) for name, work in rounds.items() if name != "wakeups" for each in work.values()}
     if numbers and min(numbers) < ENOUGH_ROUNDS:
         found.append(f"medians of {min(numbers)} rounds: the targets are about at least {ENOUGH_ROUNDS}")
     held = [each["connections"] for rows in rounds.get("idle", {}).values() for each in rows]

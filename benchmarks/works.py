@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 
 from benchmarks import loads
 from benchmarks.contenders import CONTENDERS, Contender
-from benchmarks.processes import ServerProcess, pause
+from benchmarks.processes import ServerProcess, pause, wakeups
 
 Figures = dict[str, float]
 Start = Callable[[Contender, str, Collection[int]], ServerProcess]
@@ -40,7 +40,7 @@ class Effort(NamedTuple):
     """Works that do nothing which others do not."""
 
 
-FULL = Effort(share=1.0, warms_up=True, connections=10_000, idle_seconds=60.0, shutdowns=100)
+FULL = Effort(share=1.0, warms_up=True, connections=10_000, idle_seconds=60.0, shutdowns=40)
 SMOKE = Effort(
     share=0.005,
     warms_up=False,
@@ -343,7 +343,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 
 class Wakeups(NamedTuple):
-    """How often an idle server wakes; all servers idle at the same time."""
+    """How often an idle server wakes; all servers idle at the same time, in the first round only."""
 
     name: str = "wakeups"
     protocol: str = "connect"
@@ -370,11 +370,12 @@ class Wakeups(NamedTuple):
                 loads.ab(server.port, 1, 10)
             for server in servers.values():
                 settle(server)
-            pause(min(3.0, effort.idle_seconds))
-            before = {name: server.wakeups() for name, server in servers.items()}
+            # Workers that a pool no longer needs leave it after a minute.
+            pause(1.1 * effort.idle_seconds)
+            before = {name: server.sleeps() for name, server in servers.items()}
             pause(effort.idle_seconds)
             return {
-                name: {"per_minute": (server.wakeups() - before[name]) * 60 / effort.idle_seconds}
+                name: {"per_minute": wakeups(before[name], server.sleeps()) * 60 / effort.idle_seconds}
                 for name, server in servers.items()
             }
 
@@ -387,7 +388,7 @@ def _wrk(port: int, clients: int, requests: int) -> loads.Result:
 WORKS: Sequence[Work] = (
     Rate("ping1", "ping", loads.redis_benchmark, clients=1, requests=60_000, turns=4),
     Rate("ping50", "ping", loads.redis_benchmark, clients=50, requests=100_000, turns=2),
-    Rate("ping500", "ping", loads.redis_benchmark, clients=500, requests=100_000, turns=1),
+    Rate("ping500", "ping", loads.redis_benchmark, clients=500, requests=100_000, turns=2),
     Rate("ping2000", "ping", loads.redis_benchmark, clients=2000, requests=200_000, turns=1),
     Rate("ping-stream", "ping-stream", loads.redis_benchmark, clients=50, requests=60_000, turns=4),
     Rate("connect", "connect", loads.ab, clients=50, requests=20_000, turns=4),

@@ -85,9 +85,11 @@ def test_what_ab_prints_is_read() -> None:
 
 def test_what_wrk_prints_is_read() -> None:
     """Its number of requests, throughput, and percentiles in whatever unit; socket errors are errors."""
-    assert loads.read_wrk(WRK) == (13041, 11854.01, 0.98, 10.35)
+    assert loads.read_wrk(WRK, 20) == (13041, 11854.01, 0.98, 10.35)
     with pytest.raises(loads.LoadError):
-        loads.read_wrk(WRK + "  Socket errors: connect 0, read 3, write 0, timeout 0\n")
+        loads.read_wrk(WRK + "  Socket errors: connect 0, read 3, write 0, timeout 0\n", 20)
+    with pytest.raises(loads.LoadError, match="starve"):
+        loads.read_wrk(WRK, 1000)
 
 
 def test_what_dnsperf_prints_is_read() -> None:
@@ -150,9 +152,14 @@ def test_memory_threads_and_wakeups_are_those_of_the_tree(tree: ServerProcess) -
     assert tree.threads() == 2
     assert tree.memory() > 2**20
     assert works.settle(tree) >= 0.24
-    before = tree.wakeups()
+    before = tree.sleeps()
     processes.pause(0.1)
-    assert tree.wakeups() == before
+    assert processes.wakeups(before, tree.sleeps()) == 0
+
+
+def test_every_thread_that_was_woken_counts() -> None:
+    """One that woke and slept again, one that ended, one that is new."""
+    assert processes.wakeups({1: 5, 2: 7}, {1: 8, 3: 2}) == 3 + 1 + 2
 
 
 @pytest.mark.parametrize("in_group", [False])

@@ -21,7 +21,6 @@ MIXINS = {
     "thread": "ThreadingMixIn",
     "fork": "ForkingMixIn",
     "pool": "ThreadPoolMixIn",
-    "greenlet": "GreenletMixIn",
 }
 
 
@@ -74,6 +73,13 @@ class Pages(http.server.BaseHTTPRequestHandler):
 
     wbufsize = -1
 
+    def handle(self) -> None:
+        """Answer all requests of a connection; a client that has gone is nothing to write about."""
+        try:
+            super().handle()
+        except ConnectionError:
+            self.close_connection = True
+
     def do_GET(self) -> None:
         """Answer."""
         self.send_response(200)
@@ -85,10 +91,21 @@ class Pages(http.server.BaseHTTPRequestHandler):
         """Write nothing: a terminal is not what is measured."""
 
 
+def pages_parked(self: Any) -> None:
+    """One request, instead of all of its connection."""
+    self.close_connection = True
+    self.handle_one_request()
+    if not self.close_connection:
+        self.keep_open()
+
+
 def handler_class(module: Any, model: str, work: str) -> Any:
     """The handler for a work."""
     if work.startswith("http"):
         version = "HTTP/1.1" if work == "http-kept" else "HTTP/1.0"
+        if model == "pool" and work == "http-kept":
+            bases = (module.StreamRequestHandler, Pages)
+            return type("Handler", bases, {"protocol_version": version, "handle": pages_parked, "wbufsize": -1})
         return type("Handler", (Pages,), {"protocol_version": version})
     handle = {
         "ping": ping_parked if model == "pool" else ping,
@@ -104,7 +121,8 @@ def handler_class(module: Any, model: str, work: str) -> Any:
 
 def server_class(module: Any, model: str, work: str, is_preforking: bool) -> Any:
     """The class for a model, a work's kind of socket, and whether it is one of several processes."""
-    if work.startswith("http"):
+    # Over the standard library's own loop greenlets serve one request at a time.
+    if work.startswith("http") and model != "greenlet":
         mixin = MIXINS[model]
         bases = (http.server.HTTPServer,) if mixin is None else (getattr(module, mixin), http.server.HTTPServer)
     elif module.__name__ == "socketserver":
