@@ -39,6 +39,9 @@ BATCH = 16
 ALL_BUSY = 1.0
 """Seconds without a free worker after which the log says so: a client notices by then."""
 
+STUCK = 0.05
+"""Seconds without a free worker after which a drain ends the parked in a thread of its own."""
+
 RETRY_THREAD = 1.0
 """Seconds until another try after a thread could not be started."""
 
@@ -58,6 +61,8 @@ class Coordinator(Acceptor):
         self._silence: Timer | None = None
         self._busy: Timer | None = None
         self._served = 0
+        self._draining: Timer | None = None
+        self._served_draining = 0
         self._has_told = False
         self._cannot_start = False
         self._is_over = False
@@ -162,8 +167,9 @@ class Coordinator(Acceptor):
         if pool.is_full and self._busy is None:
             self._served = pool.served()
             self._busy = self.loop.call_later(ALL_BUSY, self._look_at_the_busy)
-        if lot.parked and self.lifecycle.draining:
-            self._help_to_end()
+        if lot.parked and self.lifecycle.draining and self._draining is None:
+            self._served_draining = pool.served()
+            self._draining = self.loop.call_later(STUCK, self._look_at_the_draining)
 
     def _look_at_the_silent(self) -> None:
         if self._silence is not None:
@@ -210,6 +216,12 @@ class Coordinator(Acceptor):
             waiting = 0 if self._count_waiting is None else self._count_waiting()
             text = "%s: none of %d workers has been free for %g s, and %d or more clients wait"
             log.warning(text, self.server, len(pool.workers), ALL_BUSY, waiting)
+
+    def _look_at_the_draining(self) -> None:
+        self._draining = None
+        # What a drain has made ready for them the workers take by themselves, unless all are busy with something else.
+        if not self._left and self.pool.served() == self._served_draining:
+            self._help_to_end()
 
     def _help_to_end(self) -> None:
         """See that somebody ends the parked even if all workers are busy."""

@@ -66,6 +66,8 @@ class ParkingLot:
         fd = live.request.fileno()
         if fd < 0 or self._is_closed or live.detached:
             return False
+        if live.arming is None:
+            live.arming = threading.Lock()
         live.parked_fd = fd
         # A copy: this thread has not left the present one when the next enters it.
         live.context = contextvars.copy_context()
@@ -90,16 +92,18 @@ class ParkingLot:
 
     def _arm(self, live: LiveRequest) -> bool:
         fd = live.parked_fd
-        self.parked[fd] = live
-        # In this order: close() does it the other way round.
-        if self._is_closed:
-            return self.parked.pop(fd, None) is not live
-        again, live.is_registered = live.is_registered, True
-        try:
-            self.poller.arm(fd, again)
-        except OSError:
-            self.parked.pop(fd, None)
-            raise
+        # Whoever claims it between the two steps waits for the second: or the descriptor would be armed that it closed.
+        with live.arming:
+            self.parked[fd] = live
+            # In this order: close() does it the other way round.
+            if self._is_closed:
+                return self.parked.pop(fd, None) is not live
+            again, live.is_registered = live.is_registered, True
+            try:
+                self.poller.arm(fd, again)
+            except OSError:
+                if self.parked.pop(fd, None) is live:
+                    raise
         return True
 
     def serve(self, live: LiveRequest, has_input: bool) -> None:
@@ -124,7 +128,8 @@ class ParkingLot:
             self.claims += 1
             taken = self.parked.pop(fd, None)
             if taken is live:
-                self.poller.unwatch(fd)
+                with live.arming:
+                    self.poller.unwatch(fd)
                 live.is_registered = False
             self.claims += 1
         if taken is not None and taken is not live:

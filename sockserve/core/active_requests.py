@@ -78,6 +78,8 @@ class LiveRequest:
     """Makes its handler go on: with the question whether there is input already answered, or not."""
     context: Any = None
     """The context variables of its handler."""
+    arming: Any = None
+    """A lock, held while it is entered and armed."""
     parked_fd = -1
     is_registered = False
     limit = 0.0
