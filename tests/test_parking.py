@@ -295,6 +295,30 @@ def test_an_event_that_a_claim_overtook_is_not_believed(running: Running, echo: 
         assert (client.recv(100), other.recv(100)) == (b"hello", b"hello")
 
 
+def test_a_claim_in_the_middle_of_parking_waits(running: Running, echo: type[Echo]) -> None:
+    """It ends the connection when it is armed, and not before: or another's descriptor would be."""
+    server = running(pool(echo))
+    lot: Any = table_of(server).lot
+    real = lot.poller
+    claimers: list[threading.Thread] = []
+
+    class Slow:
+        unwatch = real.unwatch
+
+        def arm(self, fd: int, again: bool) -> None:
+            claimers.append(threading.Thread(target=lot.end_all))
+            claimers[-1].start()
+            wait_until(lambda: fd not in lot.parked)
+            real.arm(fd, again)
+
+    lot.poller = Slow()
+    with crowd(server, 3) as clients:
+        assert [client.recv(100) for client in clients] == [b""] * 3
+    for claimer in claimers:
+        claimer.join(LIMIT)
+    assert [echo.finished.acquire(blocking=False) for _ in range(4)] == [True, True, True, False]
+
+
 OUT_OF_DESCRIPTORS = """
     import logging, resource, sys
     import sockserve
