@@ -28,7 +28,7 @@ class Who(sockserve.StreamRequestHandler):
             threading.Event().wait()
         self.wfile.write(b"%d %d" % (self.server.worker_id, os.getpid()))
 
-class Server(sockserve.PreForkMixIn, sockserve.TCPServer):
+class Server(sockserve.PreForkMixIn, {mix_in}sockserve.TCPServer):
     processes = 2
 {attributes}
 
@@ -52,8 +52,9 @@ class Prefork:
 
     address: tuple[str, int]
 
-    def __init__(self, *attributes: str, script: str = SCRIPT) -> None:
+    def __init__(self, *attributes: str, mix_in: str = "") -> None:
         body = "\n".join(f"    {line}" for attribute in attributes for line in attribute.splitlines())
+        script = SCRIPT.replace("{mix_in}", f"sockserve.{mix_in}, " if mix_in else "")
         self.program = Program(script.replace("{attributes}", body))
 
     def __enter__(self) -> Self:

@@ -40,7 +40,7 @@ FAMILIES = {
 }
 MODELS = {"inline": "", "thread": "ThreadingMixIn", "fork": "ForkingMixIn"}
 if not IS_STDLIB:
-    MODELS |= {"pool": "ThreadPoolMixIn", "greenlet": "GreenletMixIn"}
+    MODELS |= {"pool": "ThreadPoolMixIn", "greenlet": "GreenletMixIn", "prefork": "PreForkMixIn"}
 
 
 class Place(NamedTuple):
@@ -151,6 +151,9 @@ def test_every_client_gets_its_answer(
     elif model == "pool":
         # verify_request() runs in a worker too.
         assert {place.process for place in places} == {server.loop.process}
+    elif model == "prefork":
+        # A single request is taken by whoever asks for it.
+        assert ({place.process for place in places} == {os.getpid()}) is (loop is taking_single_requests)
     else:
         assert len({place.process for place in places} - {server.loop.process}) == CLIENTS
     assert server.fileno() < 0

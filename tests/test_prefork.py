@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import http.server
 import logging
 import os
+import signal
 import socketserver
 import threading
 from typing import Any
@@ -16,8 +19,9 @@ from under_test import LIMIT
 from waiting import wait_until
 
 import sockserve
+from sockserve.concurrency.service import cpu_count
 from sockserve.pytest_plugin import Running
-from sockserve.testing import ask, call_within, connect
+from sockserve.testing import ask, call_within, connect, leaks
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -226,3 +230,70 @@ def test_a_wrong_order_is_refused() -> None:
         type("S", (sockserve.TCPServer, sockserve.PreForkMixIn), {})
     with pytest.raises(TypeError, match="write PreForkMixIn before it"):
         type("S", (Loops, sockserve.PreForkMixIn, sockserve.TCPServer), {})
+
+
+def test_without_pidfd_workers_are_replaced_all_the_same(
+    running: Running, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel has no descriptor for a process, the supervisor looks often."""
+    expect_log(logging.WARNING, "was killed by SIGKILL")
+
+    def no_pidfd(*_: object) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "pidfd_open", no_pidfd)
+    server = running(Two(LOOPBACK, handlers(sockserve).Echo))
+    pids = set(leaks.child_processes())
+    assert len(pids) == 2
+    os.kill(min(pids), signal.SIGKILL)
+    wait_until(lambda: len(set(leaks.child_processes()) - pids) == 1)
+    assert ask(server, b"hello") == b"hello"
+
+
+def test_a_fork_that_fails_is_tried_again(
+    running: Running, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a process to be had at first, the workers come a little later."""
+    expect_log(logging.ERROR, f"worker 0 cannot be made: .*{os.strerror(errno.EAGAIN)}")
+    fork = os.fork
+
+    def no_fork() -> int:
+        monkeypatch.setattr(os, "fork", fork)
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", no_fork)
+    server = running(Two(LOOPBACK, Who))
+    assert worker_of(server)
+
+
+def test_the_processes_are_the_cpus_by_default() -> None:
+    """As many as this process may use."""
+    assert cpu_count() == len(os.sched_getaffinity(0))
+
+
+class Greets(http.server.BaseHTTPRequestHandler):
+    """Answers a GET, silently."""
+
+    def do_GET(self) -> None:
+        """Greet."""
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"hello")
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize("mix_in", [None, sockserve.ThreadingMixIn, sockserve.ThreadPoolMixIn])
+def test_the_standard_librarys_http_server(running: Running, mix_in: Any) -> None:
+    """http.server runs in workers, and each is replaced after its number of requests."""
+    bases = (sockserve.PreForkMixIn, *([mix_in] if mix_in else []), http.server.HTTPServer)
+    attributes = {"processes": 1, "max_requests": 5, "max_requests_jitter": 0}
+    server = running(type("Server", bases, attributes)(LOOPBACK, Greets), poll_interval=0.01)
+    first = set(leaks.child_processes())
+
+    def has_been_replaced() -> bool:
+        assert ask(server.server_address, b"GET / HTTP/1.0\r\n\r\n").endswith(b"hello")
+        return not set(leaks.child_processes()) & first
+
+    wait_until(has_been_replaced)

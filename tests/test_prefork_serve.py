@@ -139,7 +139,7 @@ def test_sighup_loads_the_program_anew(tmp_path: pathlib.Path) -> None:
     version = package / "version.py"
     version.write_text("TEXT = b'first'")
     path = f"unix:{tmp_path}/s"
-    arguments = "--processes", "2", "--log-level", "info", "shop.orders:Handler", path
+    arguments = "--processes", "1", "--log-level", "info", "shop.orders:Handler", path
     with command(tmp_path, *arguments) as process:
         try:
             assert process.stdout is not None

@@ -11,6 +11,8 @@ from waiting import wait_until
 
 from sockserve.testing import call_within, connect
 
+IN_A_HURRY = "import sockserve.concurrency.places as places\nplaces.BACK_OFF_FIRST = 0.01"
+
 
 def test_sigterm_ends_it_in_order() -> None:
     """With nothing in progress it ends at once, with nobody left and nothing but information in the log."""
@@ -60,7 +62,7 @@ def test_a_killed_worker_is_replaced() -> None:
 
 def test_a_crash_loop_is_given_up() -> None:
     """When no worker can begin, serve_forever() raises an error that names the cause, and the program ends with it."""
-    with Prefork("def setup_worker(self): raise LookupError('no database')") as server:
+    with Prefork(IN_A_HURRY, "def setup_worker(self): raise LookupError('no database')") as server:
         assert server.status() == 1
         last = server.errors().strip().splitlines()[-1]
         assert last.startswith("sockserve.CrashLoopError")
@@ -68,10 +70,20 @@ def test_a_crash_loop_is_given_up() -> None:
         assert "ended with exit status 1: LookupError: no database" in last
 
 
+def test_workers_that_end_as_soon_as_they_serve_are_a_crash_loop_too() -> None:
+    """It is no service if each lives for a moment."""
+    short = "def service_actions(self): raise LookupError('no service')"
+    with Prefork(IN_A_HURRY, short) as server:
+        assert server.status() == 1
+        last = server.errors().strip().splitlines()[-1]
+        assert last.startswith("sockserve.CrashLoopError")
+        assert last.endswith("ended with exit status 1: LookupError: no service")
+
+
 def test_one_bad_place_does_not_end_the_others() -> None:
     """While one worker serves, those that cannot begin are tried again and again, later each time."""
     bad = "def setup_worker(self):\n    if self.worker_id: sys.exit('no')"
-    with Prefork(bad) as server:
+    with Prefork(IN_A_HURRY, bad) as server:
         wait_until(lambda: server.errors().count("SystemExit: no, before it was ready") >= 3)
         assert server.who()[0] == 0
         server.send(signal.SIGTERM)

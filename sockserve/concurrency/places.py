@@ -2,7 +2,7 @@
 
 Rule 1. A place has one worker that holds it, and perhaps one that is about to: its successor, or its first.
 Rule 2. Successors begin one at a time, so that at no moment more than one place is in change.
-Rule 3. After a failed start the next is tried alone, and later each time, until one has settled.
+Rule 3. After a failed start the next is tried alone, and later each time, until one succeeds.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Places:
         """Which attempt to start somebody is being made, or comes next."""
         self.failures: int = 0
         """Failed attempts in a row."""
+        self._last_was_ready = False
 
     def next_to_start(self, wanted: int) -> list[int]:
         """The places whose next worker may begin now, if there are to be so many."""
@@ -58,6 +59,8 @@ class Places:
         del self.starting[place]
         before = self.holders.get(place)
         self.holders[place] = worker
+        if not self._last_was_ready:
+            self.failures = 0
         self.proven_generation = max(self.proven_generation, worker.generation)
         return True, before
 
@@ -74,17 +77,25 @@ class Places:
 
     def rolls_in_vain(self, place: int) -> bool:
         """A start at this place failed: whether that was a rolling restart, which is given up then."""
-        if place not in self.holders or self.generation == self.proven_generation:
+        holder = self.holders.get(place)
+        if holder is None or holder.generation == self.generation:
             return False
         self.generation = self.proven_generation
+        for each in self.holders.values():
+            # One that a restart did not come to before it was given up is as good as those that it did.
+            each.generation = self.generation
         return True
 
-    def failed(self, attempt: int) -> float | None:
-        """A start failed: for how many seconds nobody should begin. None: another of that attempt has failed before."""
+    def failed(self, attempt: int, *, was_ready: bool) -> float | None:
+        """A start failed: for how many seconds nobody should begin. None: another of that attempt has failed before.
+
+        ``was_ready``: it ended soon after it was ready. Then only one that has settled shows that it works again.
+        """
         if attempt != self.attempt:
             return None
         self.attempt += 1
         self.failures += 1
+        self._last_was_ready = was_ready
         return min(BACK_OFF_FIRST * 2.0 ** (self.failures - 1), BACK_OFF_LAST)
 
     def is_hopeless(self) -> bool:

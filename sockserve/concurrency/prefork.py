@@ -17,13 +17,11 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
-from sockserve.concurrency.dispatch import DispatchingMixIn
 from sockserve.concurrency.forks import ForkingMixIn
 from sockserve.concurrency.supervised import leave_within
 from sockserve.concurrency.supervisor import Supervisor
-from sockserve.concurrency.worker_process import Duties, Link, wait_for_requests
+from sockserve.concurrency.worker_process import HANDLED, Duties, Link, wait_for_requests
 from sockserve.core.base_order import refuse_wrong_order
-from sockserve.core.base_server import BaseServer
 from sockserve.core.events import LogObserver
 from sockserve.core.lifecycle import Drained, Lifecycle
 from sockserve.core.loop import Loop
@@ -266,7 +264,7 @@ class PreForkMixIn:
         # The supervisor has the clock.
         self.drain_timeout = None
         self._serving_prefork_lifecycle.suspended = link.orders.is_suspended
-        if not isinstance(self, BaseServer):
+        if not hasattr(super(), "_serving_has_begun"):
             _beat_and_count_by_hooks(self, link, duties)
         link.obey(duties)
         self.setup_worker()
@@ -345,20 +343,25 @@ def _twins_of(server: Any) -> dict[int, socket.socket]:
 
 
 def _beat_and_count_by_hooks(server: Any, link: Link, duties: Duties) -> None:
-    """On a standard library's server, whose loop is not ours; in one worker's copy of it."""
-    service_actions, close_request = server.service_actions, server.close_request
+    """On a standard library's server, whose loop is not ours and tells no observer; in one worker's copy of it."""
+    service_actions, get_request, close_request = server.service_actions, server.get_request, server.close_request
 
     def beat() -> None:
         service_actions()
         link.beat()
 
-    def count(request: Any) -> None:
+    def accept() -> Any:
+        accepted = get_request()
+        duties.begin_one()
+        return accepted
+
+    def close(request: Any) -> None:
         close_request(request)
-        duties.count_one()
+        duties.end_one(HANDLED)
 
     server.service_actions = beat
-    if not isinstance(server, DispatchingMixIn):
-        server.close_request = count
+    server.get_request = accept
+    server.close_request = close
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Sequence
 
 from sockserve.concurrency.forks import POLL_WITHOUT_PIDFD
-from sockserve.concurrency.places import Places
+from sockserve.concurrency.places import BACK_OFF_FIRST, Places
 from sockserve.concurrency.service import Service, Settings, cpu_count
 from sockserve.concurrency.supervised import KILL, Step, Worker, cut_now, drain_within, retire_within
 from sockserve.concurrency.worker_process import (
@@ -288,7 +288,7 @@ class Supervisor:
             worker = Worker(orders, places.generation, places.attempt)
             worker.start(self._service.work, self._abandon_in_child, self._has_begun, self._ended)
         except OSError as error:
-            self._failed(places.attempt, place, f"worker {place} cannot be made: {error}")
+            self._failed(places.attempt, place, f"worker {place} cannot be made: {error}", was_ready=False)
         else:
             self._check_beats()
 
@@ -399,21 +399,26 @@ class Supervisor:
         worker.close()
         self._let_others_look(worker)
         self._places.forget(worker)
+        was_killed = status == -signal.SIGKILL and not worker.is_hung
         if worker.is_leaving or self._is_ending:
             log.info("%s: %s", self._name, how)
+        elif was_killed and not worker.is_ready:
+            # By somebody, or by the kernel for want of memory: no reason to give up.
+            log.warning("%s: %s, before it was ready; another one takes its place", self._name, how)
+            self._pause = self._loops[-1].call_later(BACK_OFF_FIRST, self._end_pause)
         elif not worker.is_ready:
-            self._failed(worker.attempt, worker.place, f"{how}, before it was ready")
+            self._failed(worker.attempt, worker.place, f"{how}, before it was ready", was_ready=False)
         else:
             log.warning("%s: %s; another one takes its place", self._name, how)
-            if not worker.is_settled and status != -signal.SIGKILL:
-                self._failed(worker.attempt, worker.place, how)
+            if not worker.is_settled and not was_killed:
+                self._failed(worker.attempt, worker.place, how, was_ready=True)
 
-    def _failed(self, attempt: int, place: int, how: str) -> None:
+    def _failed(self, attempt: int, place: int, how: str, *, was_ready: bool) -> None:
         places = self._places
         if places.rolls_in_vain(place):
             how = f"the rolling restart is given up, and the old workers go on: {how}"
         log.error("%s: %s", self._name, how)
-        delay = places.failed(attempt)
+        delay = places.failed(attempt, was_ready=was_ready)
         if places.is_hopeless():
             text = (
                 f"{self._name}: {places.failures} times in a row workers ended as soon as they began; the last: {how}"

@@ -40,6 +40,7 @@ __all__ = [
     "DRAIN",
     "DUMP_SIGNAL",
     "ENOUGH",
+    "HANDLED",
     "LEAVE",
     "LOOK",
     "READY",
@@ -130,6 +131,17 @@ class Duties(Observer):
 
     def on_accept(self, server: Any, request: LiveRequest) -> None:
         """Count it; one that came in the moment of a drain is drained too."""
+        self.begin_one()
+        if self._ends_input:
+            _drain_one(server, request)
+
+    def on_shutdown(self, server: Any, request: LiveRequest) -> None:
+        """Count what became of it."""
+        outcome = request.outcome
+        self.end_one(FAILED if outcome == "failed" else REFUSED if outcome == "refused" else HANDLED)
+
+    def begin_one(self) -> None:
+        """Count a request, and ask for a successor if that is enough."""
         numbers = self._numbers
         with self._lock:
             numbers[ACCEPTED] += 1
@@ -137,24 +149,12 @@ class Duties(Observer):
             is_last = numbers[ACCEPTED] == self._limit
         if is_last:
             self._link.tell(ENOUGH)
-        if self._ends_input:
-            _drain_one(server, request)
 
-    def on_shutdown(self, server: Any, request: LiveRequest) -> None:
-        """Count what became of it."""
-        outcome = request.outcome
+    def end_one(self, outcome: int) -> None:
+        """Count what became of one: HANDLED, REFUSED or FAILED."""
         with self._lock:
             self._numbers[ACTIVE] -= 1
-            self._numbers[FAILED if outcome == "failed" else REFUSED if outcome == "refused" else HANDLED] += 1
-
-    def count_one(self) -> None:
-        """Count one request of a server that has no events."""
-        with self._lock:
-            self._numbers[ACCEPTED] += 1
-            self._numbers[HANDLED] += 1
-            is_last = self._numbers[ACCEPTED] == self._limit
-        if is_last:
-            self._link.tell(ENOUGH)
+            self._numbers[outcome] += 1
 
     # Told by the supervisor, in the control thread, or by SIGTERM in the main thread.
 
