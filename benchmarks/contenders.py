@@ -134,7 +134,12 @@ def free_threaded() -> str | None:
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         return sys.executable
     names = (os.environ.get("FREE_THREADED"), "python3.14t", "python3.13t")
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+    return next((found for name in names if name and (found := shutil.which(name)) and _has_no_gil(found)), None)
+
+
+def _has_no_gil(python: str) -> bool:
+    code = "import sys, sysconfig; sys.exit(not sysconfig.get_config_var('Py_GIL_DISABLED'))"
+    return subprocess.run([python, "-c", code], check=False).returncode == 0
 
 
 def python_path() -> str:

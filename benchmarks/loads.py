@@ -39,19 +39,35 @@ def run(command: Sequence[str]) -> str:
     return done.stdout
 
 
+FEWEST_WAITING = 0.05
+"""Of the clients: of those that wait for an answer at a time on average."""
+
+ENOUGH_EACH = 40
+"""Requests of a client, from which on the average says something."""
+
+
+def _refuse_starvation(program: str, per_second: float, mean_ms: float, clients: int) -> None:
+    """Raise LoadError if few of the clients were answered: then fewer wait at a time than there are (Little's law)."""
+    waiting = per_second * mean_ms / 1000
+    if waiting < FEWEST_WAITING * clients:
+        raise LoadError(f"{program}: of {clients} clients only about {waiting:.1f} at a time waited: others starve")
+
+
 def redis_benchmark(port: int, clients: int, requests: int, keep: bool = True) -> Result:
     """A line and its answer, ``PING`` and ``+PONG``, on kept connections or, without ``keep``, each on a new one."""
     options = ["-t", "ping_inline", "--csv", "--precision", "3", "-k", str(int(keep))]
     output = run(["redis-benchmark", "-p", str(port), "-c", str(clients), "-n", str(requests), *options])
-    return read_redis_benchmark(output, requests)
+    return read_redis_benchmark(output, clients, requests)
 
 
-def read_redis_benchmark(output: str, requests: int) -> Result:
+def read_redis_benchmark(output: str, clients: int, requests: int) -> Result:
     """Its ``--csv``."""
     rows = [row for row in csv.DictReader(output.splitlines()) if row["test"] == "PING_INLINE"]
     if len(rows) != 1:
         raise LoadError(f"redis-benchmark printed {output!r}")
     (row,) = rows
+    if requests >= ENOUGH_EACH * clients:
+        _refuse_starvation("redis-benchmark", float(row["rps"]), float(row["avg_latency_ms"]), clients)
     return Result(requests, float(row["rps"]), float(row["p50_latency_ms"]), float(row["p99_latency_ms"]))
 
 
@@ -75,16 +91,6 @@ def read_ab(output: str, percentiles: str, requests: int) -> Result:
         raise LoadError(f"ab: {output}")
     times = {row[0]: float(row[1]) for row in csv.reader(percentiles.splitlines()[1:])}
     return Result(requests, float(figures["Requests per second"]), times.get("50"), times.get("99"))
-
-
-FEWEST_WAITING = 0.05
-
-
-def _refuse_starvation(program: str, per_second: float, mean_ms: float, clients: int) -> None:
-    """Raise LoadError if few of the clients were answered: then fewer wait at a time than there are (Little's law)."""
-    waiting = per_second * mean_ms / 1000
-    if waiting < FEWEST_WAITING * clients:
-        raise LoadError(f"{program}: of {clients} clients only about {waiting:.1f} at a time waited: others starve")
 
 
 def wrk(port: int, clients: int, seconds: float) -> Result:

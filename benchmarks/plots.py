@@ -57,8 +57,7 @@ def _bars(
     )
     bars = axes.barh(names, [values[name] for name in names], xerr=reach, color=[_colour(name) for name in names])
     axes.bar_label(bars, fmt=number, padding=4)
-    axes.set_xlim(left=0)
-    axes.margins(x=0.15)
+    axes.set_xlim(0, 1.15 * max(max(spans[name]) for name in names) or 1.0)
     axes.set_xlabel(WORDS[unit])
     beyond = ", ".join(f"{name} {number(values[name])}" for name in apart if name not in names)
     axes.set_title(f"{work}\n(beyond the scale: {beyond})" if beyond else work)
@@ -74,6 +73,8 @@ def _curves(rounds: Rounds) -> dict[str, list[tuple[int, float]]]:
     for work, rows in rounds.items():
         if number := re.fullmatch(r"ping(\d+)", work):
             for name, each in rows.items():
+                if BY_NAME[name].slowness > 1:
+                    continue
                 curves.setdefault(name, []).append((int(number[1]), medians(each)["cpu_us"]))
     return {name: sorted(points) for name, points in curves.items()}
 
@@ -87,6 +88,9 @@ def _lines(curves: Mapping[str, list[tuple[int, float]]], directory: pathlib.Pat
             style = "-" if name in OURS else ":" if name == "floor" else "--"
             axes.plot(*zip(*points, strict=True), style, marker="o", label=name)
     axes.set_xscale("log")
+    counts = sorted({count for points in curves.values() for count, _ in points})
+    axes.set_xticks(counts, labels=[str(count) for count in counts])
+    axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel("kept connections")
     axes.set_ylabel(WORDS["cpu_us"])

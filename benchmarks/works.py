@@ -386,7 +386,7 @@ def _wrk(port: int, clients: int, requests: int) -> loads.Result:
 
 
 WORKS: Sequence[Work] = (
-    Rate("ping1", "ping", loads.redis_benchmark, clients=1, requests=60_000, turns=4),
+    Rate("ping1", "ping", loads.redis_benchmark, clients=1, requests=20_000, turns=4),
     Rate("ping50", "ping", loads.redis_benchmark, clients=50, requests=100_000, turns=2),
     Rate("ping500", "ping", loads.redis_benchmark, clients=500, requests=100_000, turns=2),
     Rate("ping2000", "ping", loads.redis_benchmark, clients=2000, requests=200_000, turns=1),

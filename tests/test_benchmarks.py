@@ -66,9 +66,11 @@ Statistics:
 
 def test_what_redis_benchmark_prints_is_read() -> None:
     """Its throughput and percentiles; anything else is an error."""
-    assert loads.read_redis_benchmark(REDIS, 100) == (100, 25510.21, 1.127, 10.335)
+    assert loads.read_redis_benchmark(REDIS, 50, 5000) == (5000, 25510.21, 1.127, 10.335)
     with pytest.raises(loads.LoadError):
-        loads.read_redis_benchmark("Could not connect", 100)
+        loads.read_redis_benchmark("Could not connect", 50, 5000)
+    with pytest.raises(loads.LoadError, match="starve"):
+        loads.read_redis_benchmark(REDIS, 2000, 100_000)
 
 
 def test_what_ab_prints_is_read() -> None:
