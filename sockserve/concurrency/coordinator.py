@@ -106,7 +106,7 @@ class Coordinator(Acceptor):
             if not self.listener_closed:
                 self.pool.somebody_waits = False
                 self.pool.listener_fd = self._fd
-                self._poller.watch(self._fd)
+                self._poller.watch(self._fd, shared=self._is_shared)
 
     def _unwatch(self) -> None:
         with self._watch_lock:

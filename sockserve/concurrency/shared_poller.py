@@ -32,8 +32,8 @@ class SharedPoller(Protocol):
         """
         ...
 
-    def watch(self, fd: int) -> None:
-        """Report that a descriptor is readable, whenever it is."""
+    def watch(self, fd: int, *, shared: bool = False) -> None:
+        """Report that a descriptor is readable, whenever it is; ``shared``: as for ``Loop.watch()``."""
 
     def unwatch(self, fd: int) -> None:
         """Undo ``watch()`` or ``arm()``. No effect on any other descriptor."""
@@ -59,8 +59,8 @@ class _EpollPoller:
         self.poll = self._epoll.poll
         self.watch(self._end_reader.fileno())
 
-    def watch(self, fd: int) -> None:
-        self._epoll.register(fd, select.EPOLLIN)
+    def watch(self, fd: int, *, shared: bool = False) -> None:
+        self._epoll.register(fd, select.EPOLLIN | (select.EPOLLEXCLUSIVE if shared else 0))
 
     def unwatch(self, fd: int) -> None:
         try:
@@ -152,7 +152,7 @@ class _LeaderPoller:
             except (OSError, KeyError, ValueError):
                 pass
 
-    def watch(self, fd: int) -> None:
+    def watch(self, fd: int, *, shared: bool = False) -> None:
         self._change(fd, False)
 
     def unwatch(self, fd: int) -> None:
