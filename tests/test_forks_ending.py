@@ -54,6 +54,8 @@ def test_a_drain_reaches_a_child_that_did_not_hear_it(running: Running) -> None:
     server = running(Counted(DeafOnce))
     with connect(server) as client, client.makefile("rb") as answer:
         wait_until_blocked(int(answer.readline()))
+        # Before, it would be this process that ends the child's input.
+        wait_until(lambda: server.active_children)
         assert server.drain(LIMIT) == (1, 0)
         assert answer.read() == b"True"
     with Counted(DeafOnce) as server, connect(server) as client, client.makefile("rb") as answer:
@@ -65,6 +67,7 @@ def test_a_drain_reaches_a_child_that_did_not_hear_it(running: Running) -> None:
     def script(operator: Operator) -> None:
         with connect(operator.server) as client, client.makefile("rb") as answer:
             wait_until_blocked(int(answer.readline()))
+            wait_until(lambda: operator.server.active_children)
             operator.signal()
             assert answer.read() == b"True"
 
@@ -90,6 +93,29 @@ def test_a_drain_at_the_moment_of_the_fork_reaches_the_child(running: Running) -
     with connect(server) as client, client.makefile("rb") as answer:
         assert answer.readline()
         assert answer.read() == b"True"
+    drainer.join(LIMIT)
+    assert drained == [(1, 0)]
+
+
+def test_a_drain_before_the_parent_knows_its_child_reaches_it(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drain that begins between the fork and its return in the parent is told to the child as well."""
+    drained, open_pidfd = [], forks._open_pidfd
+
+    class Handler(sockserve.BaseRequestHandler[Any, Any, Any]):
+        def handle(self) -> None:
+            wait_until(lambda: self.server.draining)
+
+    def drain_first(pid: int) -> int | None:
+        drainer.start()
+        wait_until(lambda: is_asleep(sys._current_frames().get(drainer.ident or 0)))
+        return open_pidfd(pid)
+
+    monkeypatch.setattr(forks, "_open_pidfd", drain_first)
+    server = running(Counted(Handler))
+    drainer = threading.Thread(target=lambda: drained.append(server.drain(LIMIT / 2)), daemon=True)
+    assert ask(server, b"") == b""
     drainer.join(LIMIT)
     assert drained == [(1, 0)]
 

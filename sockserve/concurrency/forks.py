@@ -311,6 +311,10 @@ class ForkingMixIn(DispatchingMixIn):
         if self.active_children is None:
             self.active_children = set()
         self.active_children.add(child.pid)
+        lifecycle = getattr(self, "_serving_lifecycle", None)
+        if lifecycle is not None and lifecycle.draining:
+            # Since the fork: whoever drains may have seen no child yet.
+            child.drain()
 
     def _serving_work_in_child(self, live: LiveRequest) -> str:
         if getattr(self, "socket_type", None) != socket.SOCK_DGRAM:
