@@ -10,18 +10,25 @@ Rule 3. A child leaves through ``os._exit``: nothing of the parent's runs twice 
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
+from sockserve.concurrency.children import (
+    DRAIN_AGAIN,
+    POLL_WITHOUT_PIDFD,
+    Child,
+    flush_log_handlers,
+    flush_standard_streams,
+    leave_process,
+    raw_signal,
+)
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.core.accepting import needs_no_poll
 from sockserve.core.active_requests import LiveRequest, table_of
@@ -31,103 +38,20 @@ from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import forget
 from sockserve.net.closing import end_input
 
-__all__ = ["Child", "ForkDispatcher", "ForkingMixIn", "flush_log_handlers", "flush_standard_streams", "leave_process"]
+__all__ = ["ForkDispatcher", "ForkingMixIn"]
 
 log = logging.getLogger("sockserve")
-
-# ``signal`` without its enums, whose making writes to dozens of pages that parent and child share after the fork: the
-# kernel copies each of them.
-_signal: Any = importlib.import_module("_signal")
 
 HELD_BACK = {signal.SIGTERM, signal.SIGINT}
 """Signals whose Python handlers must not run between fork(2) and what each side has to do at once after it."""
 
 UNHEARD = Events(())
 
-POLL_WITHOUT_PIDFD = 0.02
-"""Seconds between two looks at the children where the kernel cannot signal their end by a descriptor."""
-
-DRAIN_AGAIN = 0.1
-"""Seconds after which a child that is to drain is told once more. A signal that comes just before recv(2) does not
-interrupt it, and its Python handler would run only when the client has spoken; the next signal does interrupt it."""
-
-FLUSH_LIMIT = 10.0
-"""Seconds in which a child's output has to get out at its end, if its parent had other threads: one of them may have
-held the lock of a stream at the fork, and in the child nobody releases it."""
-
 EXIT_STATUS = {"handled": 0, "failed": 1, "refused": 120, "left": 121}
 """A child's exit status for what became of its request: 0 and 1 as in ``socketserver``, the others out of the way of
 what a handler's own ``os._exit()`` may mean."""
 
 _OUTCOME = {status: outcome for outcome, status in EXIT_STATUS.items()}
-
-
-class Child:
-    """A process that serves one request."""
-
-    def __init__(self, pid: int, ended: Callable[[int], None]) -> None:
-        self.pid = pid
-        self.pidfd = _open_pidfd(pid)
-        self._ended = ended
-        self._drain_again: float | None = None
-        self._is_reaped = False
-        self._reaping = threading.Lock()
-
-    def drain(self) -> None:
-        """SIGTERM: the child makes its client's input end."""
-        self._drain_again = time.monotonic() + DRAIN_AGAIN
-        self.send(signal.SIGTERM)
-
-    @property
-    def drains(self) -> bool:
-        """Whether it was told to drain, and ``remind()`` is to be called until it has ended."""
-        return self._drain_again is not None
-
-    def remind(self) -> None:
-        """Tell it once more to drain, if it was told and some time has passed since."""
-        if self._drain_again is not None and time.monotonic() >= self._drain_again:
-            self.drain()
-
-    def cut(self) -> None:
-        """SIGKILL."""
-        self.send(signal.SIGKILL)
-
-    def send(self, signum: int) -> None:
-        """Send it a signal. No effect once it was reaped."""
-        pidfd = self.pidfd
-        try:
-            if pidfd is not None:
-                # Unlike the process id it can never mean another process.
-                signal.pidfd_send_signal(pidfd, signum)
-            elif not self._is_reaped:
-                os.kill(self.pid, signum)
-        except OSError:
-            # Reaped in this moment: ESRCH, or EBADF of its descriptor.
-            pass
-
-    def reap(self) -> bool:
-        """Whether the process has ended and this call reaped it; then its exit status was passed on."""
-        # Not to be waited for: a signal handler may have interrupted whoever holds it.
-        if self._is_reaped or not self._reaping.acquire(blocking=False):
-            return False
-        try:
-            try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:
-                # Somebody else's waitpid(-1), or an ignored SIGCHLD, took the status away.
-                pid, status = self.pid, 0
-            self._is_reaped = pid != 0
-        finally:
-            self._reaping.release()
-        if self._is_reaped:
-            self._ended(os.waitstatus_to_exitcode(status))
-        return self._is_reaped
-
-    def close(self) -> None:
-        """Close the descriptor."""
-        pidfd, self.pidfd = self.pidfd, None
-        if pidfd is not None:
-            os.close(pidfd)
 
 
 class ForkDispatcher:
@@ -162,7 +86,7 @@ class ForkDispatcher:
         flush_standard_streams()
         flush_log_handlers()
         # Held back until the child says what SIGTERM means there, and until the parent knows of its child.
-        unblocked = _signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        unblocked = raw_signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
             pid = os.fork()
             if pid == 0:
@@ -170,7 +94,7 @@ class ForkDispatcher:
             child = self.adopt(pid, ended)
             began(child)
         finally:
-            _signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            raw_signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         release()
         return child
 
@@ -331,8 +255,8 @@ class ForkingMixIn(DispatchingMixIn):
         live.events = UNHEARD
         # The parent's handlers are about the parent's life.
         signal.set_wakeup_fd(-1)
-        _signal.signal(signal.SIGTERM, functools.partial(self._serving_drain_in_child, live))
-        _signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+        raw_signal.signal(signal.SIGTERM, functools.partial(self._serving_drain_in_child, live))
+        raw_signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
         return self._serving_work(live)
 
     def _serving_drain_in_child(self, live: LiveRequest, signum: int, frame: object) -> None:
@@ -397,56 +321,3 @@ def _be_child(serve: Callable[[], str], *, is_alone: bool) -> NoReturn:
         log.exception("a child process failed")
     finally:
         leave_process(status, is_alone=is_alone)
-
-
-def leave_process(status: int, *, is_alone: bool = False) -> NoReturn:
-    """End a forked process: what it wrote is flushed, if that is possible in a moment, and nothing else runs.
-
-    ``is_alone``: there was no other thread at the fork, nor since; then it takes as long as it takes.
-    """
-    try:
-        if not is_alone:
-            # In this order: a timer of the handler's own must not kill the child.
-            signal.setitimer(signal.ITIMER_REAL, FLUSH_LIMIT)
-            _signal.signal(signal.SIGALRM, _signal.SIG_DFL)
-            _signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-        flush_standard_streams()
-        logging.shutdown()
-    finally:
-        os._exit(status)
-
-
-def _open_pidfd(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends (pidfd_open(2)); None where there is none to be had."""
-    if sys.platform != "linux":
-        return None
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        # ENOSYS before Linux 5.3; EPERM in some sandboxes; EMFILE.
-        return None
-
-
-def flush_log_handlers() -> None:
-    """Write what log handlers hold back: a child must not write it a second time."""
-    # As logging.shutdown() finds them; a handler may hold back what it was given before the fork.
-    handlers: Any = logging._handlerList  # type: ignore[attr-defined]  # noqa: SLF001
-    references = cast("list[Callable[[], logging.Handler | None]]", handlers[:])
-    for reference in references:
-        handler = reference()
-        if handler is not None:
-            try:
-                handler.flush()
-            except (OSError, ValueError):
-                # A broken pipe, or closed: as logging.shutdown().
-                pass
-
-
-def flush_standard_streams() -> None:
-    """Write what this process has printed, or a child would write it again."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (AttributeError, OSError, ValueError):
-            # None without a console, a broken pipe, or closed.
-            pass

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from sockserve.concurrency.forks import Child, flush_log_handlers, flush_standard_streams
+from sockserve.concurrency.children import Child, flush_log_handlers, flush_standard_streams
 from sockserve.concurrency.worker_process import (
     CAUSE,
     CUT,

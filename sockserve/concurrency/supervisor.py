@@ -14,7 +14,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 
-from sockserve.concurrency.forks import POLL_WITHOUT_PIDFD
+from sockserve.concurrency.children import POLL_WITHOUT_PIDFD
 from sockserve.concurrency.places import BACK_OFF_FIRST, Places
 from sockserve.concurrency.service import Service, Settings, cpu_count
 from sockserve.concurrency.supervised import KILL, Step, Worker, cut_now, drain_within, retire_within

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from sockserve.concurrency.forks import leave_process
+from sockserve.concurrency.children import leave_process
 from sockserve.core.active_requests import LiveRequest, table_of
 from sockserve.core.events import Counters, Observer
 from sockserve.core.lifecycle import Lifecycle

@@ -93,7 +93,8 @@ def child_processes() -> frozenset[int]:
     if not hasattr(os, "fork"):
         return frozenset()
     # A thread's own list: a child belongs to the thread that made it, and to another one when that has ended.
-    lists = list(TASK_DIRECTORY.glob("*/children"))
+    # Usually to the first one: its list is read last.
+    lists = sorted(TASK_DIRECTORY.glob("*/children"), key=lambda path: path.parent.name == str(os.getpid()))
     if not lists:
         return _child_processes_of_ps()
     found: set[int] = set()
