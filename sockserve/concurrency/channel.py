@@ -54,17 +54,19 @@ class Channel:
         if type(me) is not Worker:
             self._wait_in_thread(selectors.EVENT_READ, deadline)
             return deadline
-        if self.reader is not None:
+        if self.reader is not None and self.reader is not me and not self.reader.dead:
             raise RuntimeError("another greenlet already waits for this socket's input")
         self.reader = me
         me.awaits = self
-        loop = me.hub.loop
-        try:
-            if self.loop is not loop:
-                self.rearm(loop)
+        hub = me.hub
+        if self.loop is not hub.loop:
+            self.rearm(hub.loop)
+        if deadline is None:
+            # As pause() does: for a connection that waits for its next request every call counts.
+            hub.switch()
+        else:
             me.pause(deadline)
-        finally:
-            self.reader = None
+        self.reader = None
         if self.fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return deadline
@@ -77,17 +79,15 @@ class Channel:
         if type(me) is not Worker:
             self._wait_in_thread(selectors.EVENT_WRITE, deadline)
             return deadline
-        if self.writer is not None:
+        if self.writer is not None and self.writer is not me and not self.writer.dead:
             raise RuntimeError("another greenlet already waits to send to this socket")
         self.writer = me
         me.awaits = self
         loop = me.hub.loop
-        try:
-            if self.loop is not loop or not self.outputs:
-                self.rearm(loop)
-            me.pause(deadline)
-        finally:
-            self.writer = None
+        if self.loop is not loop or not self.outputs:
+            self.rearm(loop)
+        me.pause(deadline)
+        self.writer = None
         if self.fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return deadline
@@ -122,11 +122,17 @@ class Channel:
             self.loop = None
 
     def _on_change(self, events: int) -> None:
-        if events & ~OUTPUT:
-            self.changes = self.changes + 1 if events & ~(INPUT | OUTPUT) == 0 else math.nan
+        if events == INPUT:
+            self.changes += 1
+            reader = self.reader
+            if reader is not None:
+                reader.switch()
+            return
+        if events != OUTPUT:
+            self.changes = self.changes + 1 if events == INPUT | OUTPUT else math.nan
             if self.reader is not None:
                 self.reader.switch()
-        if self.writer is not None and events & ~INPUT:
+        if self.writer is not None:
             self.writer.switch()
 
     def _on_single_change(self, events: int) -> None:

@@ -53,14 +53,15 @@ class CooperativeSocket(socket.socket):
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         channel = self._serving_channel
+        changes = channel.changes
         deadline = None
         if flags:
             if flags & _WAITALL:
                 return self._serving_receive_all(bufsize, flags)
-        elif channel.dry_at == channel.changes and channel.limit != 0:
+        elif channel.dry_at == changes and channel.limit != 0:
             deadline = channel.wait_input()
-        while True:
             changes = channel.changes
+        while True:
             try:
                 data = _bare_recv(self, bufsize, flags)
             except BlockingIOError:
@@ -72,6 +73,7 @@ class CooperativeSocket(socket.socket):
                     channel.dry_at = changes
                 return data
             deadline = channel.wait_input(deadline)
+            changes = channel.changes
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         channel = self._serving_channel
@@ -127,25 +129,13 @@ class CooperativeSocket(socket.socket):
             deadline = channel.wait_output(deadline)
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
-        channel = self._serving_channel
-        # Of the whole, as CPython has it.
-        deadline = None if channel.limit is None else channel.begin()
-        rest = data
-        while True:
-            try:
-                sent = _bare_send(self, rest, flags)
-            except BlockingIOError:
-                if channel.limit == 0 or flags & _DONT_WAIT:
-                    raise
-                deadline = channel.wait_output(deadline)
-                continue
-            if rest is data:
-                if sent == len(data) and type(data) is bytes:
-                    return
-                rest = memoryview(data).cast("B")
-            rest = rest[sent:]
-            if not rest:
-                return
+        try:
+            sent = _bare_send(self, data, flags)
+        except BlockingIOError:
+            sent = 0
+        # Of other types len() need not be in bytes.
+        if type(data) is not bytes or sent < len(data):
+            self._serving_send_rest(memoryview(data).cast("B")[sent:], flags)
 
     def sendto(self, *args: Any) -> Any:
         return self._serving_output(super().sendto, *args)
@@ -284,6 +274,18 @@ class CooperativeSocket(socket.socket):
                 if channel.limit == 0:
                     raise
             deadline = channel.wait_output(deadline)
+
+    def _serving_send_rest(self, rest: memoryview, flags: int) -> None:
+        channel = self._serving_channel
+        # Of the whole, as CPython has it.
+        deadline = channel.begin()
+        while rest:
+            try:
+                rest = rest[_bare_send(self, rest, flags) :]
+            except BlockingIOError:
+                if channel.limit == 0 or flags & _DONT_WAIT:
+                    raise
+                deadline = channel.wait_output(deadline)
 
     def _serving_receive_all(self, size: int, flags: int) -> bytes:
         received = b""

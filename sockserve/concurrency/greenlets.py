@@ -104,7 +104,8 @@ class GreenletMixIn(DispatchingMixIn):
             request = cooperative(live.request)
             if request is not live.request:
                 live.table.replace(live, request)
-        super()._serving_dispatch(live)
+        # Not functools.partial(): each function in C that is under way makes the stack longer which a switch copies.
+        self._serving_dispatcher.dispatch(lambda: self._serving_work(live), _nothing_to_release)
 
     def _serving_work(self, live: LiveRequest) -> str:
         me = current_worker()
@@ -164,3 +165,7 @@ def cooperative(sock: socket.socket) -> socket.socket:
     from sockserve.concurrency.cooperative_tls import CooperativeTLSSocket  # noqa: PLC0415
 
     return CooperativeTLSSocket.adopt(sock)
+
+
+def _nothing_to_release() -> None:
+    """A greenlet has no copy of its own."""

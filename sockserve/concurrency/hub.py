@@ -44,8 +44,10 @@ class Awaited(Protocol):
 class Worker(greenlet.greenlet):
     """A greenlet that runs one function, and pauses in it."""
 
-    def __init__(self, hub: Hub, function: Callable[[], object], parent: greenlet.greenlet | None = None) -> None:
-        super().__init__(self._work, parent)
+    __slots__ = ("_timer", "awaits", "deadline", "function", "hub")
+
+    def __init__(self, hub: Hub, function: Callable[[], object]) -> None:
+        super().__init__(self._work, hub.loop_greenlet)
         self.hub = hub
         self.function = function
         self.awaits: Awaited | None = None
@@ -68,15 +70,15 @@ class Worker(greenlet.greenlet):
 
     def pause(self, deadline: float | None = None) -> None:
         """Let others run until one of them, or the loop, gives the turn back; or until ``deadline``."""
-        loop: Any = self.parent
+        switch = self.hub.switch
         if deadline is None:
-            loop.switch()
+            switch()
             return
         self.deadline = deadline
         if self._timer is None or deadline < self._timer.when:
             self.set_timer()
         try:
-            loop.switch()
+            switch()
         finally:
             self.deadline = None
 
@@ -103,6 +105,10 @@ class Worker(greenlet.greenlet):
             self.set_timer()
 
 
+def _no_loop() -> None:
+    raise RuntimeError("a worker can give its turn to nobody")
+
+
 class Hub:
     """The workers of one thread."""
 
@@ -110,6 +116,10 @@ class Hub:
         self.loop: Loop | None = None
         self.thread: int | None = None
         """The thread that the workers belong to; None: there was none yet."""
+        self.loop_greenlet: greenlet.greenlet | None = None
+        """What runs the loop; a worker that ends gives its turn back there."""
+        self.switch: Callable[[], object] = _no_loop
+        """Gives a worker's turn back to the loop."""
         self.is_stranded = False
         """Whether the loop has ended by an exception, so that the workers rest until their own thread comes back."""
         self.workers: set[Worker] = set()
@@ -121,7 +131,7 @@ class Hub:
 
     def begin(self, function: Callable[[], object]) -> Worker:
         """Run a function in a new worker until it pauses or ends. What is no Exception is raised here."""
-        self.thread = threading.get_ident()
+        self.settle()
         worker = Worker(self, function)
         self.workers.add(worker)
         worker.switch()
@@ -129,7 +139,7 @@ class Hub:
 
     def spawn(self, function: Callable[[], object]) -> Worker:
         """Run it in a new worker soon. Called in a worker."""
-        worker = Worker(self, function, getcurrent().parent)
+        worker = Worker(self, function)
         self.workers.add(worker)
         self.resume(worker)
         return worker
@@ -157,16 +167,23 @@ class Hub:
 
     # loops
 
+    def settle(self) -> None:
+        """Give the turns away in the greenlet that calls this: it runs the loop, or is about to."""
+        me = getcurrent()
+        if me is not self.loop_greenlet:
+            self.thread = threading.get_ident()
+            self.loop_greenlet = me
+            self.switch = me.switch
+            for worker in self.workers:
+                worker.parent = me
+
     def move_to(self, loop: Loop) -> None:
         """Be served by a loop that runs in this thread."""
         if loop is self.loop:
             return
         self.loop = loop
         self.is_stranded = False
-        me = getcurrent()
         for worker in self.workers:
-            if not isinstance(me, Worker):
-                worker.parent = me
             worker.set_timer()
             if worker.awaits is not None:
                 worker.awaits.rearm(loop)
@@ -197,6 +214,7 @@ class Hub:
                 loop.call_later(timeout, errand.leave)
             if start is not None:
                 loop.call_soon(start)
+            self.settle()
             self.move_to(loop)
             try:
                 loop.run()
