@@ -25,8 +25,8 @@ WORDS = ("wait", "accept", "verify", "dispatch", "prepare", "handle", "error", "
 
 models = pytest.mark.parametrize(
     "server_class",
-    [sockserve.TCPServer, sockserve.ThreadingTCPServer, sockserve.ForkingTCPServer],
-    ids=["inline", "thread", "fork"],
+    [sockserve.TCPServer, sockserve.ThreadingTCPServer, sockserve.ForkingTCPServer, sockserve.GreenletTCPServer],
+    ids=["inline", "thread", "fork", "greenlet"],
 )
 
 

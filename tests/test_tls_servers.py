@@ -31,11 +31,12 @@ MODELS = {
     "thread": sockserve.ThreadingTCPServer,
     "fork": sockserve.ForkingTCPServer,
     "pool": sockserve.ThreadPoolTCPServer,
+    "greenlet": sockserve.GreenletTCPServer,
 }
 
 each_version = pytest.mark.parametrize("version", VERSIONS, ids=[version.name for version in VERSIONS])
 each_model = pytest.mark.parametrize("model", MODELS)
-each_concurrent_model = pytest.mark.parametrize("model", ["thread", "fork", "pool"])
+each_concurrent_model = pytest.mark.parametrize("model", ["thread", "fork", "pool", "greenlet"])
 
 
 @pytest.fixture(scope="module")

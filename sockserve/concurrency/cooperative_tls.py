@@ -13,7 +13,9 @@ from sockserve.concurrency.cooperative_socket import CooperativeSocket
 __all__ = ["CooperativeTLSSocket"]
 
 
-class CooperativeTLSSocket(ssl.SSLSocket, CooperativeSocket):  # pyright: ignore[reportIncompatibleMethodOverride]
+class CooperativeTLSSocket(  # type: ignore[misc]  # pyright: ignore[reportIncompatibleMethodOverride] - as to typeshed
+    ssl.SSLSocket, CooperativeSocket
+):
     """An ``ssl.SSLSocket`` for handlers that run in greenlets; see CooperativeSocket.
 
     Where OpenSSL asks for the socket beneath, for one that was never wrapped or is no longer, it is that one.

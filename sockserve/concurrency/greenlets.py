@@ -14,6 +14,7 @@ from typing import Any
 from sockserve.concurrency.cooperative_socket import CooperativeSocket
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.concurrency.hub import Hub, Worker, current_worker
+from sockserve.concurrency.watchdog import Watchdog
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.lifecycle import CUT_GRACE, CutShort
 from sockserve.core.loop import Loop
@@ -29,8 +30,10 @@ log = logging.getLogger("sockserve")
 class GreenletDispatcher:
     """Runs each request in a greenlet of the loop's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[Loop], Watchdog | None] = lambda _: None) -> None:
         self.hub = Hub()
+        self._watch = watch
+        self._watchdog: Watchdog | None = None
         self._left_behind: list[Hub] = []
         self._loop: Loop | None = None
 
@@ -70,11 +73,14 @@ class GreenletDispatcher:
 
     def attach(self, loop: Loop) -> None:
         self._loop = loop
+        self._watchdog = self._watch(loop)
         if self.hub.thread in (None, threading.get_ident()):
             self.hub.move_to(loop)
 
     def detach(self) -> None:
         self._loop = None
+        if self._watchdog is not None:
+            self._watchdog.stop()
 
     def must_poll(self) -> float | None:
         return None
@@ -91,9 +97,19 @@ class GreenletMixIn(DispatchingMixIn):
     ``handle_request()`` returns when its request has ended.
     """
 
+    slow_handler_warning: float | None = 5.0
+    """Seconds that a handler may keep all others from going on before the log tells where it is; None: for ever."""
+
     def make_dispatcher(self) -> Dispatcher:
         """One that starts greenlets."""
-        return GreenletDispatcher()
+        return GreenletDispatcher(self._serving_watch)
+
+    def _serving_watch(self, loop: Loop) -> Watchdog | None:
+        if self.slow_handler_warning is None:
+            return None
+        watchdog = Watchdog(self, loop, lambda: self.slow_handler_warning)
+        watchdog.start()
+        return watchdog
 
     @property
     def _serving_connection_class(self) -> type[CooperativeSocket]:

@@ -2,8 +2,8 @@
 
 Rule 1. The wait ends at once on readiness, on ``wake()`` from any thread or signal handler, and on the next timer.
 Rule 2. With nothing to do it waits without limit: an idle process does not wake.
-Rule 3. Everything but ``wake()``, ``call_soon()``, ``forget()`` and ``unwatch()`` is called in the thread that runs the
-loop, or before it runs.
+Rule 3. Everything but ``wake()``, ``call_soon()``, ``after_next_wait()``, ``forget()`` and ``unwatch()`` is called in
+the thread that runs the loop, or before it runs.
 """
 
 from __future__ import annotations
@@ -82,14 +82,13 @@ class Loop:
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
         self._callbacks: dict[int, Callable[[int], object]] = {}
+        self._after_wait: collections.deque[Callable[[], object]] = collections.deque()
         self._soon: collections.deque[Callable[[], object]] = collections.deque()
         self._timers: list[Timer] = []
         self._look_for_cancelled_at = 64
         self._sources: tuple[Source, ...] = ()
         self.thread: int | None = None
         """The identity of the thread that runs the loop, or is about to; None: nobody does."""
-        self.after_wait: Callable[[], object] | None = None
-        """Called once, when the next wait is over."""
         self.is_closed = False
         self.watch(self._wake_reader.fileno(), self._drain_wake_ups)
 
@@ -145,6 +144,10 @@ class Loop:
         self._soon.append(callback)
         if self.thread != threading.get_ident():
             self.wake()
+
+    def after_next_wait(self, callback: Callable[[], object]) -> None:
+        """Call back once, when the next wait is over, before what is ready is looked at. Safe in any thread."""
+        self._after_wait.append(callback)
 
     def wake(self) -> None:
         """End the present wait, or the next one, at once. Safe in any thread and in a signal handler; never blocks."""
@@ -215,10 +218,8 @@ class Loop:
             return
         callbacks = self._callbacks
         ready = self._poller.poll(0.0 if self._soon else self._wait_limit(sources))
-        after_wait = self.after_wait
-        if after_wait is not None:
-            self.after_wait = None
-            after_wait()
+        while self._after_wait:
+            self._after_wait.popleft()()
         for fd, events in ready:
             # An earlier callback of this turn may have unwatched it.
             callback = callbacks.get(fd)

@@ -1,0 +1,73 @@
+"""Tells of a handler that keeps the loop, and so everybody else, from going on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from sockserve.core import loop as loop_module
+from sockserve.core.loop import Loop
+from sockserve.core.one_shot import OneShot
+
+__all__ = ["Watchdog"]
+
+log = logging.getLogger("sockserve")
+
+
+class Watchdog:
+    """A thread that looks at a loop while it is busy, and sleeps while the loop does.
+
+    ``limit`` says after how many seconds without a turn it tells, once for each such time; None: not at all.
+    """
+
+    def __init__(self, name: Any, loop: Loop, limit: Callable[[], float | None]) -> None:
+        self._name = name
+        self._loop = loop
+        self._limit = limit
+        self._stopped = OneShot()
+        self._turned = OneShot()
+
+    def start(self) -> None:
+        """Begin, if there is a thread to be had."""
+        self._expect_turn()
+        try:
+            threading.Thread(target=self._watch, name="sockserve-watchdog", daemon=True).start()
+        except RuntimeError as error:
+            log.debug("%s: slow handlers will not be reported: %s", self._name, error)
+
+    def stop(self) -> None:
+        """Let the thread end soon."""
+        self._stopped.set()
+        self._turned.set()
+
+    def _expect_turn(self) -> OneShot:
+        self._turned = OneShot()
+        self._loop.after_next_wait(self._turned.set)
+        if self._stopped.is_set():
+            self._turned.set()
+        return self._turned
+
+    def _watch(self) -> None:
+        while True:
+            self._turned.wait()
+            limit = self._limit()
+            # From here to the next turn a handler may be at work.
+            turned = self._expect_turn()
+            if self._stopped.wait(limit):
+                return
+            if limit is not None and not turned.is_set():
+                self._tell(limit)
+
+    def _tell(self, limit: float) -> None:
+        frame = sys._current_frames().get(self._loop.thread or 0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        if frame is not None and frame.f_globals is not vars(loop_module):
+            log.warning(
+                "%s: a handler has let nobody else go on for more than %g s; it is here:\n%s",
+                self._name,
+                limit,
+                "".join(traceback.format_stack(frame)),
+            )
