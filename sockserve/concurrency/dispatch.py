@@ -97,7 +97,7 @@ class WaitingForWorkersMixIn:
         try:
             if not self._serving_close_workers(self.drain_timeout):
                 cut_others(self)
-                if not self._serving_close_workers(CUT_GRACE):
+                if not self._serving_end_cut_workers():
                     log.warning("%s: closed, while workers still run: %s", self, table_of(self).snapshot())
         except BaseException:
             cut_others(self)
@@ -105,6 +105,10 @@ class WaitingForWorkersMixIn:
         finally:
             if lifecycle is not None:
                 lifecycle.draining = False
+
+
+    def _serving_end_cut_workers(self) -> bool:
+        return self._serving_close_workers(CUT_GRACE)
 
 
 class DispatchingMixIn(WaitingForWorkersMixIn):

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 import time
@@ -23,8 +22,6 @@ from sockserve.core.request_life import cut_others, tell_cut
 from sockserve.net.tls import is_tls
 
 __all__ = ["GreenletDispatcher", "GreenletMixIn", "cooperative"]
-
-log = logging.getLogger("sockserve")
 
 
 class GreenletDispatcher:
@@ -156,13 +153,9 @@ class GreenletMixIn(DispatchingMixIn):
                 hub.kill(CUT_GRACE)
         hub.close_threads()
 
-    def _serving_wait_for_workers(self) -> None:
-        try:
-            super()._serving_wait_for_workers()
-        finally:
-            dispatcher = self.__dict__.get("_serving_dispatcher_made")
-            if dispatcher is not None and not dispatcher.kill(CUT_GRACE):
-                log.warning("%s: greenlets that cannot be ended are left behind", self)
+    def _serving_end_cut_workers(self) -> bool:
+        # One that neither reads nor writes has not noticed.
+        return super()._serving_end_cut_workers() or bool(self._serving_dispatcher.kill(CUT_GRACE))
 
     def _serving_wait_for_change(self, change: OneShot, timeout: float | None) -> bool:
         return self._serving_dispatcher.hub.wait(change, timeout)  # type: ignore[no-any-return]

@@ -64,7 +64,7 @@ class Watchdog:
 
     def _tell(self, limit: float) -> None:
         frame = sys._current_frames().get(self._loop.thread or 0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        if frame is not None and frame.f_globals is not vars(loop_module):
+        if frame is not None and frame.f_globals.get("__name__") != loop_module.__name__:
             log.warning(
                 "%s: a handler has let nobody else go on for more than %g s; it is here:\n%s",
                 self._name,
