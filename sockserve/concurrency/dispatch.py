@@ -106,7 +106,6 @@ class WaitingForWorkersMixIn:
             if lifecycle is not None:
                 lifecycle.draining = False
 
-
     def _serving_end_cut_workers(self) -> bool:
         return self._serving_close_workers(CUT_GRACE)
 
