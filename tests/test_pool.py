@@ -11,6 +11,7 @@ import select
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -130,6 +131,19 @@ def test_make_thread_chooses_the_thread(running: Running) -> None:
     server = running(Server(LOOPBACK, ECHO))
     assert ask(server, b"hello") == b"hello"
     assert {(thread.name, thread.daemon) for thread in seen} == {("mine", True)}
+
+
+def test_the_last_that_waits_sleeps(running: Running, crowd: Crowd) -> None:
+    """With ``idle_timeout = 0`` a worker that is needed, because all others are busy, does not spin."""
+    server = running(pool(crowd.handler, max_workers=3, idle_timeout=0))
+    with contextlib.ExitStack() as clients:
+        crowd.enter(clients, server, 1)
+        wait_until(lambda: len(workers()) == 2)
+        threading.Event().wait(0.1)
+        begun = time.process_time()
+        threading.Event().wait(0.2)
+        assert time.process_time() - begun < 0.1
+        crowd.opened.set()
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])

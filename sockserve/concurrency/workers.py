@@ -226,14 +226,17 @@ class Worker:
         self._count_waiting = pool.make_counter()
         poll, idle, lot, parked = pool.poller.poll, pool.idle, pool.lot, pool.lot.parked
         workers, fewest, idle_timeout = pool.workers, pool.settings.fewest, pool.settings.idle_timeout
+        is_needed = False
         while not pool.stopping:
             claims = lot.claims
-            # The last few wait without limit: an idle pool does not wake.
-            events = poll(idle_timeout if len(workers) > fewest else -1, 1)
+            # The last few, and whoever waits alone, wait without limit: an idle pool does not wake.
+            events = poll(-1 if is_needed or len(workers) <= fewest else idle_timeout, 1)
             if not events:
                 if pool.may_retire(self):
                     return True
+                is_needed = True
                 continue
+            is_needed = False
             fd, event = events[0]
             idle.pop()
             try:
