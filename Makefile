@@ -6,6 +6,7 @@
 ## make compat    run CPython's own tests of everything that uses socketserver against sockserve
 ## make bench     measure against the C floor, stdlib and the peers   (WORK=ping50 MODEL=greenlet ROUNDS=3 for a part)
 ## make bench-smoke   start everything that `bench` starts, for a few hundred requests each
+## make dist      build what would be published, and try it in an environment of its own
 ## make coverage  run the tests under coverage, children included, and report it
 ## make format    format the code and sort the imports
 ## make clean     remove the environments and whatever the commands above left
@@ -21,7 +22,7 @@ VENV := .venv-$(VERSION)
 IN_VENV := $(VENV)/bin/python
 PIP := $(IN_VENV) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run test check compat bench bench-smoke coverage format clean environments programs
+.PHONY: help run test check compat bench bench-smoke dist coverage format clean environments programs
 # Two targets would install into one environment at the same time.
 .NOTPARALLEL:
 
@@ -50,6 +51,9 @@ bench: $(VENV)/made-for-bench programs
 
 bench-smoke: $(VENV)/made-for-bench programs
 	$(IN_VENV) -m benchmarks --smoke $(ARGS)
+
+dist: $(VENV)/made-for-dist
+	$(IN_VENV) tests/release/run.py
 
 coverage: $(VENV)/made-for-test programs
 	$(IN_VENV) -m coverage erase

@@ -21,7 +21,7 @@ from sockserve.net import accept_errors
 ROOT = pathlib.Path(sockserve.__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 COMPATIBILITY = (ROOT / "docs/explanation/compatibility.md").read_text("utf-8")
-DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
 
 
 @pytest.mark.parametrize("model", [None, "fork"])
