@@ -39,7 +39,7 @@ check: $(VENV)/made-for-lint
 	$(IN_VENV) -m ruff check
 	$(IN_VENV) -m ruff format --check
 	$(IN_VENV) -m mypy
-	$(IN_VENV) -m pyright
+	$(IN_VENV) -m pyright --pythonpath $(IN_VENV)
 
 compat: $(VENV)/made-for-run
 	$(IN_VENV) tests/compat/run.py $(ARGS)
