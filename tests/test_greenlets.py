@@ -390,6 +390,18 @@ def test_a_handler_that_keeps_the_others_waiting_is_reported_once(running: Runni
     assert len(expected.wait()) == 1
 
 
+# other mix-ins
+
+
+@pytest.mark.parametrize("mix_in", ["ThreadingMixIn", "ForkingMixIn", "ThreadPoolMixIn"])
+def test_a_request_cannot_run_in_two_places(mix_in: str) -> None:
+    """Greenlets mixed with another way to run a handler, in either order, are refused when the class is made."""
+    other = getattr(sockserve, mix_in)
+    for bases in ((sockserve.GreenletMixIn, other), (other, sockserve.GreenletMixIn)):
+        with pytest.raises(TypeError, match="take one of the two"):
+            type("Server", (*bases, sockserve.TCPServer), {})
+
+
 # without the extra
 
 

@@ -24,6 +24,10 @@ from sockserve.net.tls import is_tls
 __all__ = ["GreenletDispatcher", "GreenletMixIn", "cooperative"]
 
 
+NO_GREENLETS = {"ThreadingMixIn", "ForkingMixIn", "ThreadPoolMixIn"}
+"""Other answers to the question what runs a handler; by name, because the standard library's are meant too."""
+
+
 class GreenletDispatcher:
     """Runs each request in a greenlet of the loop's thread."""
 
@@ -96,6 +100,15 @@ class GreenletMixIn(DispatchingMixIn):
 
     slow_handler_warning: float | None = 5.0
     """Seconds that a handler may keep all others from going on before the log tells where it is; None: for ever."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        other = next((base for base in cls.__mro__ if base.__name__ in NO_GREENLETS), None)
+        if other is not None:
+            raise TypeError(
+                f"{cls.__name__}: a request runs in a greenlet of the loop's thread or where {other.__name__} puts it; "
+                "take one of the two"
+            )
 
     def make_dispatcher(self) -> Dispatcher:
         """One that starts greenlets."""
