@@ -7,12 +7,15 @@
 ## make bench     measure against the C floor, stdlib and the peers   (WORK=ping50 MODEL=greenlet ROUNDS=3 for a part)
 ## make bench-smoke   start everything that `bench` starts, for a few hundred requests each
 ## make dist      build what would be published, and try it in an environment of its own
+## make docs      build the documents as HTML, with every warning an error
+## make docs-serve   show them on loopback, served by sockserve          (ADDRESS=tcp://127.0.0.1:8000)
 ## make coverage  run the tests under coverage, children included, and report it
 ## make format    format the code and sort the imports
 ## make clean     remove the environments and whatever the commands above left
 
 PYTHON ?= python3
 ARGS ?=
+ADDRESS ?= tcp://127.0.0.1:8000
 # program:Debian package; what the tests start as a user would
 PROGRAMS ?= curl:curl dig:bind9-dnsutils logger:bsdutils nc:netcat-openbsd openssl:openssl \
 	redis-benchmark:redis-tools redis-cli:redis-tools
@@ -22,7 +25,7 @@ VENV := .venv-$(VERSION)
 IN_VENV := $(VENV)/bin/python
 PIP := $(IN_VENV) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run test check compat bench bench-smoke dist coverage format clean environments programs
+.PHONY: help run test check compat bench bench-smoke docs docs-serve dist coverage format clean environments programs
 # Two targets would install into one environment at the same time.
 .NOTPARALLEL:
 
@@ -54,6 +57,14 @@ bench-smoke: $(VENV)/made-for-bench programs
 
 dist: $(VENV)/made-for-dist
 	$(IN_VENV) tests/release/run.py
+
+docs: $(VENV)/made-for-docs
+	$(IN_VENV) -m sphinx -b html -W --keep-going -n -q -d build/doctrees docs build/docs
+	@echo "Built: build/docs/index.html"
+
+docs-serve: docs
+	@echo "Serving the documents on $(ADDRESS); Ctrl-C ends it"
+	cd build/docs && ../../$(IN_VENV) ../../examples/web_files.py $(ADDRESS)
 
 coverage: $(VENV)/made-for-test programs
 	$(IN_VENV) -m coverage erase

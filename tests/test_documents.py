@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import runpy
 import signal
 import socketserver
 import subprocess
@@ -62,6 +63,15 @@ def _wait_for(path: pathlib.Path, process: subprocess.Popen[bytes]) -> None:
             return
         break
     raise TimeoutError(f"nobody listens on {path}")
+
+
+def test_the_pictures_are_those_of_their_source() -> None:
+    """Each SVG file is what the program beside it draws, and there is no other."""
+    folder = ROOT / "docs/pictures"
+    drawn = runpy.run_path(str(folder / "draw.py"))["PICTURES"]
+    assert {path.stem: path.read_text("utf-8") for path in folder.glob("*.svg")} == {
+        name: draw().svg() for name, draw in drawn.items()
+    }
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -61,7 +61,8 @@ def leak_guard(*, timeout: float = 10.0, closes: Iterable[int] = ()) -> Generato
     it is and nothing is checked: its traceback alone keeps sockets alive.
 
     Descriptors are looked up in /proc/self/fd (proc(5)) or /dev/fd, or else tried one by one with fstat(2); child
-    processes in /proc/self/task/*/children or with ps(1). Windows has neither sockets among its descriptors nor fork.
+    processes in ``/proc/self/task/*/children`` or with ps(1). Windows has neither sockets among its descriptors nor
+    fork.
     """
     before = take_inventory()
     for fd in closes:
