@@ -2,8 +2,8 @@
 
 Thousands of connections take turns in one thread; each handler is written as if it were alone. A turn ends where a
 cooperative socket waits (``self.request``, what ``create_connection()`` returns) and in the functions here, never
-anywhere else: what blocks in another way belongs into ``run_in_thread()``. Called outside of such a handler they do the
-same for the calling thread.
+anywhere else: what blocks in another way belongs into ``run_in_thread()``. Called outside of such a handler they block
+the calling thread instead; only ``spawn()`` is for handlers alone.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def run_in_thread(function: Callable[Arguments, Result], *args: Arguments.args, 
     """Call what blocks (a database driver, a file, a lock) in a thread; return or raise what it does.
 
     The threads are those of a ``concurrent.futures.ThreadPoolExecutor`` with its default size; calls that find none
-    free wait their turn. The function sees a copy of the caller's context variables.
+    free wait their turn. The function sees a copy of the caller's context variables. Outside of a handler's greenlet
+    it is simply called.
     """
     me = current_worker()
     return (

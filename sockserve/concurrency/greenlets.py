@@ -90,11 +90,13 @@ class GreenletDispatcher:
 class GreenletMixIn(DispatchingMixIn):
     """Serves each request in a greenlet. Write it before the server class: ``class S(GreenletMixIn, TCPServer)``.
 
-    ``self.request`` is a cooperative socket: while it waits, other handlers run, in the same thread. What blocks in any
-    other way (a lock, a database driver, ``time.sleep()``) stops them all: see ``sockserve.greenlets`` for what to use.
+    ``self.request``, and with it ``rfile`` and ``wfile``, is a cooperative socket, with TLS too: while it waits, other
+    handlers run, in the same thread. What blocks in any other way (a lock, a database driver, ``time.sleep()``) stops
+    them all: see ``sockserve.greenlets`` for what to use. The socket that a datagram is answered on is a plain one.
 
-    After ``shutdown()`` the requests in progress go on in the thread that serves, and ``serve_forever()`` returns when
-    they have ended, were cut after ``drain_timeout`` seconds, or ended by GreenletExit a second later.
+    ``shutdown()`` returns once nothing more is accepted. Requests in progress go on in the thread that serves, and
+    ``serve_forever()`` returns when they have ended. After ``drain_timeout`` seconds they are cut, and a second later
+    ended by GreenletExit.
     ``handle_request()`` returns when its request has ended.
     """
 

@@ -31,11 +31,15 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn):
     ``get_request()``, ``verify_request()`` and ``process_request()`` run in the workers, several at once, each time in
     a copy of the context variables of whoever called ``serve_forever()``. (What a request leaves in a
     ``threading.local`` is there for the thread's next one.) While all workers are busy clients wait in the backlog.
+    ``handle_request()`` serves in the thread that calls it.
 
-    A connection that a handler keeps with ``keep_open()`` holds no thread while its client is silent. When the loop
-    ends such connections end too, as in a drain; other requests in progress go on.
+    A connection that a handler keeps with ``keep_open()`` holds no thread while its client is silent. A handler that
+    waits for its client in any other way holds its thread: give it a ``timeout``, or ``max_workers`` silent clients
+    keep everybody else waiting. When the loop ends, connections kept in this way end too, as in a drain; other requests
+    in progress go on.
 
     A worker that dies of an exception which ``handle_error()`` did not take is replaced, and the log says so.
+    A class that mixes in another way to run handlers as well is refused with a TypeError.
     """
 
     # Read when serve_forever() begins.

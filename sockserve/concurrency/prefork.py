@@ -60,14 +60,18 @@ class PreForkMixIn:
 
     ``serve_forever()`` forks the workers and supervises them until ``shutdown()``: one that ends is replaced, one whose
     loop stands still is killed and replaced. It raises CrashLoopError when workers end as soon as they begin, again and
-    again. In the main thread, signals that have their default meaning get another one for that time:
+    again. In the main thread, these signals get a meaning for that time, unless the program has given them one:
 
     - SIGTERM: drain and return; a second one cuts
     - SIGHUP: replace the workers one after the other, each new one being ready before the old one drains
     - SIGTTIN, SIGTTOU: one worker more, one less
 
-    All hooks of a request's life run in the workers. Observers hear there too, and ``active_requests`` is what this
-    process serves: nothing, in the supervisor.
+    Ctrl-C is for the supervisor alone, and a KeyboardInterrupt as always; then ``server_close()`` ends the workers.
+
+    All hooks of a request's life run in the workers, each of which has its own copy of the server and of its observers.
+    ``active_requests`` is what this process serves: nothing, in the supervisor. ``handle_request()`` forks nobody.
+
+    A class that forks for each request as well is refused with a TypeError.
     """
 
     processes: int | None = None

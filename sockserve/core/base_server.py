@@ -50,7 +50,7 @@ class BaseServer(Generic[RequestT, AddressT]):
     - ``active_requests``, ``add_observer(observer)``
 
     Methods that may be overridden, in the order of a request's life (the first three run in the loop's thread, the
-    others in the worker that serves the request):
+    others in the worker that serves the request; in a pool of threads all of them run in its workers):
 
     - ``get_request() -> request, client_address``
     - ``verify_request(request, client_address) -> bool``
