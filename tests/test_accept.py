@@ -81,6 +81,13 @@ def test_nobody_waits_at_a_closed_listener(
     assert count() == 0
 
 
+def test_nobody_waits_at_one_that_was_closed_before() -> None:
+    """A worker of a pool that begins in the moment of the close is not ended by that."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.close()
+    assert counter_of(listener)() == 0
+
+
 def test_what_is_accepted_knows_its_address(listener: socket.socket) -> None:
     """The connection and the address are those that ``listener.accept()`` gives."""
     with connect(listener) as client:

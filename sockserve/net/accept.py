@@ -56,7 +56,11 @@ def counter_of(listener: socket.socket) -> Callable[[], int]:
         # Another protocol, or a sandbox whose kernel tells less.
         can_count = False
     if not can_count:
-        ask = _readiness_of(listener)
+        try:
+            ask = _readiness_of(listener)
+        except ValueError:
+            # Closed.
+            return lambda: 0
 
     def count() -> int:
         try:
