@@ -16,7 +16,7 @@ from under_test import IS_STDLIB, LIMIT, S
 
 from sockserve.testing import ask, call_within, leak_guard, running
 
-CLIENTS = 24
+CLIENTS = 16
 AT_ONCE = 8
 """Clients that talk at the same time: fewer than a stdlib server's ``max_children``, more than one."""
 

@@ -15,7 +15,7 @@ from under_test import LIMIT
 from waiting import wait_until
 
 CONNECTIONS = 20_000
-FORKS = int(os.environ.get("SOAK_FORKS", "4000"))
+FORKS = int(os.environ.get("SOAK_FORKS", "2000"))
 """Connections that get a child each, which costs milliseconds: .ci/run has one Python make as many as elsewhere."""
 
 PARTS = 5
