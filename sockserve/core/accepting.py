@@ -21,6 +21,7 @@ from sockserve.core.one_shot import OneShot
 from sockserve.errors import AlreadyServingError, ListenerLostError, ServerClosedError
 from sockserve.net.accept import accept_of, counter_of
 from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST, Verdict
+from sockserve.net.listen import listens
 
 __all__ = ["BATCH", "Acceptor", "drains", "needs_no_poll"]
 
@@ -113,7 +114,7 @@ class Acceptor:
         try:
             if getattr(self.server.get_request, "drains", False):
                 self._batch = BATCH
-            if _listens(listener):
+            if listens(listener):
                 self.accept = accept_of(listener, getattr(self.server, "_serving_connection_class", None))
                 # Cheaper by far than an accept() in vain, for which Linux makes a socket and throws it away.
                 self._count_waiting = counter_of(listener)
@@ -321,17 +322,3 @@ class Acceptor:
             except OSError:
                 # Closed in this moment.
                 pass
-
-
-def _is_stream(listener: Any) -> bool:
-    return isinstance(listener, socket.socket) and listener.type == socket.SOCK_STREAM
-
-
-def _listens(listener: Any) -> bool:
-    if not _is_stream(listener):
-        return False
-    try:
-        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except (OSError, AttributeError):
-        # macOS knows the option for AF_INET only.
-        return True
