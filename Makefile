@@ -58,8 +58,9 @@ bench-smoke: $(VENV)/made-for-bench programs
 dist: $(VENV)/made-for-dist
 	$(IN_VENV) tests/release/run.py
 
+# -E: what was read before says nothing of its warnings again.
 docs: $(VENV)/made-for-docs
-	$(IN_VENV) -m sphinx -b html -W --keep-going -n -q -d build/doctrees docs build/docs
+	$(IN_VENV) -m sphinx -b html -E -W --keep-going -n -q -d build/doctrees docs build/docs
 	@echo "Built: build/docs/index.html"
 
 docs-serve: docs
