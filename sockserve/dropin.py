@@ -43,10 +43,9 @@ def install() -> None:
     The attributes of the module are replaced, not the module: who imported it earlier sees the new ones, and what a
     test patches through it (``socketserver.threading.Thread``) is still what runs. A second call does nothing.
 
-    Raises:
-        DropInError: a module already holds or subclasses one of the old classes (``http.server`` and ``logging.config``
-            do, for example), or ``socketserver`` has a public name that sockserve lacks. Nothing has been replaced.
-
+    Raises DropInError if a module already holds or subclasses one of the old classes (``http.server`` and
+    ``logging.config`` do, for example), or if ``socketserver`` has a public name that sockserve lacks. Then nothing has
+    been replaced.
     """
     module = _stdlib_module()
     replacements = _replacements(module)
