@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from typing import Any
@@ -204,3 +205,26 @@ def test_a_child_ends_though_a_lock_of_its_streams_was_held(
     assert ask(server, b"hello") == b"hello"
     assert server.outcome() == (0, 1)
     assert len(killed.lines) == 1
+
+
+def test_an_interrupt_after_the_fork_ends_its_request_once() -> None:
+    """Ctrl-C just when the child has begun: the request has failed, and its child's end is not its second one."""
+
+    class Server(Counted):
+        parent = os.getpid()
+        interrupts = 1
+
+        def close_request(self, request: Any) -> None:
+            super().close_request(request)
+            if os.getpid() == self.parent and self.interrupts:
+                self.interrupts -= 1
+                raise KeyboardInterrupt
+
+    with Server(handlers(sockserve).Echo) as server, connect(server) as client:
+        with pytest.raises(KeyboardInterrupt):
+            server.handle_request()
+        client.shutdown(socket.SHUT_WR)
+        server.server_close()
+    assert server.active_children == set()
+    counters = server.counters
+    assert (counters.accepted, counters.active, counters.failed) == (1, 0, 1)

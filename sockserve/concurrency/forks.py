@@ -273,9 +273,12 @@ class ForkingMixIn(DispatchingMixIn):
             self.collect_children()
 
     def _serving_child_ended(self, live: LiveRequest, status: int) -> None:
-        live.outcome = _OUTCOME.get(status, "failed")
         if self.active_children is not None and isinstance(live.worker, Child):
             self.active_children.discard(live.worker.pid)
+        if live.state == "shutdown":
+            # An exception after the fork, a signal handler's for one, was the request's end here.
+            return
+        live.outcome = _OUTCOME.get(status, "failed")
         if status < 0:
             log.warning("%s: the child that served %s was killed by signal %d", self, live.client_address, -status)
         if live.outcome == "handled":
