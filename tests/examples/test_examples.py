@@ -97,7 +97,7 @@ def test_every_example_is_short_and_tested() -> None:
     assert {"echo", "upper"} <= names
     assert not {name for name in names if f'"{name}.py"' not in tests}
     assert not names & sys.stdlib_module_names
-    documents = (ROOT / "docs/README.md").read_text()
+    documents = (ROOT / "docs/examples.md").read_text()
     assert not {name for name in names if f"`{name.removesuffix('_client')}`" not in documents}
     sources = {name: (EXAMPLES / f"{name}.py").read_text() for name in names}
     assert not {name for name, source in sources.items() if source.count("\n") > 105 or lines_of_code(source) > 60}
