@@ -14,9 +14,8 @@ from remote_server import State
 from under_test import LIMIT
 from waiting import wait_until
 
-CONNECTIONS = 20_000
-FORKS = int(os.environ.get("SOAK_FORKS", "2000"))
-"""Connections that get a child each, which costs milliseconds: .ci/run has one Python make as many as elsewhere."""
+CONNECTIONS = int(os.environ.get("SOAK_CONNECTIONS", "2000"))
+"""Through each model; .ci/run has one Python make 20 000, which takes minutes: a child costs milliseconds."""
 
 PARTS = 5
 """In which they come, each a test: forked children take their time on a busy machine."""
@@ -27,7 +26,7 @@ WARM_UP = 500
 """Connections after which caches and allocators have what they will ever have."""
 
 LARGEST_GROWTH = 2**20
-"""Bytes: with 53 bytes lost in each connection a server is above it."""
+"""Bytes: with 53 bytes lost in each of 20 000 connections a server is above it."""
 
 
 class Soak:
@@ -86,7 +85,7 @@ def talk(address: tuple[str, int], count: int) -> None:
 def soak(request: pytest.FixtureRequest) -> Iterator[Soak]:
     """One server for all parts."""
     with RemoteServer(request.param) as server:
-        yield Soak(server, (FORKS if request.param == "fork" else CONNECTIONS) // PARTS)
+        yield Soak(server, CONNECTIONS // PARTS)
         server.stop()
 
 
