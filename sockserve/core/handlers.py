@@ -52,18 +52,18 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         except BaseException:
             self._close_request_files()
             raise
-        self._serving_converse(has_input=True)
+        self._serving_converse(True)
 
-    def _serving_converse(self, has_input: bool) -> None:
+    def _serving_converse(self, has_input: bool, /) -> None:
         try:
             while has_input or self._wait_for_more_input():
-                has_input = self._asked_to_keep_open = False
+                has_input = False
                 self.handle()
                 if not self._asked_to_keep_open:
                     break
+                self._asked_to_keep_open = False
                 if self._serving_parks():
                     return
-            self._asked_to_keep_open = False
         except BaseException as error:
             self._handle_raised = True
             self._asked_to_keep_open = False

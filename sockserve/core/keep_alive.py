@@ -48,5 +48,7 @@ class HTTPKeepAliveMixIn:
         # The constructor of the standard library's handlers calls this as soon as handle() has returned.
         if not self._asked_to_keep_open:
             super().finish()  # type: ignore[misc]
-        elif not self._serving_parks():
-            self._serving_converse(has_input=False)
+            return
+        self._asked_to_keep_open = False
+        if not self._serving_parks():
+            self._serving_converse(False)
