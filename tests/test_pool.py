@@ -244,7 +244,7 @@ def test_nobody_free_for_a_second_is_one_warning(running: Running, crowd: Crowd,
 
 def test_a_thread_that_cannot_start_is_one_fewer(running: Running, crowd: Crowd, expect_log: ExpectLog) -> None:
     """The pool goes on with those it has and says so; without a single one it does not begin."""
-    expect_log(logging.WARNING, "goes on with 2 workers, because no thread starts: can't start new thread")
+    refused = expect_log(logging.WARNING, "goes on with 2 workers, because no thread starts: can't start new thread")
     may_start = 2
 
     class Unstartable(threading.Thread):
@@ -262,6 +262,8 @@ def test_a_thread_that_cannot_start_is_one_fewer(running: Running, crowd: Crowd,
     server = running(Server(LOOPBACK, crowd.handler))
     with contextlib.ExitStack() as clients:
         crowd.enter(clients, server, 2)
+        # As long as nobody is free: a third is not wanted any more when one is.
+        refused.wait()
         waiting = clients.enter_context(connect(server, timeout=LIMIT))
         crowd.opened.set()
         assert waiting.recv(100) == b"open"
