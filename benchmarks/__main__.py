@@ -108,7 +108,7 @@ def arguments() -> argparse.ArgumentParser:
         description=benchmarks.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    works = list(dict.fromkeys(name for work in WORKS for name in (work.name, work.family)))
+    works = list(dict.fromkeys(name for work in WORKS for name in (work.name, family_of(work.name))))
     models = sorted({each.name for each in CONTENDERS} | {each.group for each in CONTENDERS})
     parser.add_argument("--work", nargs="*", default=[], choices=works, metavar="WORK", help=f"of {', '.join(works)}")
     parser.add_argument(
@@ -129,10 +129,13 @@ def arguments() -> argparse.ArgumentParser:
 
 def selected(names: Sequence[str]) -> list[Work]:
     """The works of these names; a name that is only a family's means all of the family. No names: all works."""
-    own = {work.name for work in WORKS}
-    return [
-        work for work in WORKS if not names or work.name in names or (work.family in names and work.family not in own)
-    ]
+    families = set(names) - {work.name for work in WORKS}
+    return [work for work in WORKS if not names or work.name in names or family_of(work.name) in families]
+
+
+def family_of(name: str) -> str:
+    """A work's name without its number and detail, in which several of one kind differ."""
+    return name.rstrip("0123456789").partition("-")[0]
 
 
 def main() -> int:

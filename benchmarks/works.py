@@ -71,11 +71,6 @@ class Work(Protocol):
         ...
 
     @property
-    def family(self) -> str:
-        """Of several works that differ in a number or a detail."""
-        ...
-
-    @property
     def protocol(self) -> str:
         """What its servers are asked to do."""
         ...
@@ -107,11 +102,6 @@ class Rate(NamedTuple):
     """Of a round: about a second of processor time."""
     turns: int
     unit: str = "cpu_us"
-
-    @property
-    def family(self) -> str:
-        """The name without its numbers and details."""
-        return self.name.rstrip("0123456789").partition("-")[0]
 
     def contenders(self) -> Sequence[Contender]:
         """Those that speak the protocol, and can serve so many clients at once."""
@@ -181,11 +171,6 @@ class Processor(NamedTuple):
     clients: int = 8
     requests: int = 2000
 
-    @property
-    def family(self) -> str:
-        """Its own."""
-        return self.name
-
     def contenders(self) -> Sequence[Contender]:
         """Those that have the handler."""
         return [each for each in CONTENDERS if self.protocol in each.protocols]
@@ -216,11 +201,6 @@ class Idle(NamedTuple):
     unit: str = "kib_each"
     clients: int = 10
     requests: int = 10_000
-
-    @property
-    def family(self) -> str:
-        """Its own."""
-        return self.name
 
     def contenders(self) -> Sequence[Contender]:
         """Those that can hold them: not in a process each."""
@@ -291,11 +271,6 @@ class Shutdown(NamedTuple):
     protocol: str = "connect"
     unit: str = "busy_p99_ms"
 
-    @property
-    def family(self) -> str:
-        """Its own."""
-        return self.name
-
     def contenders(self) -> Sequence[Contender]:
         """Those that have the method; of models with different numbers of workers, one."""
         return [each for each in CONTENDERS if each.program[0] == "blocking.py" and self.protocol in each.protocols]
@@ -348,11 +323,6 @@ class Wakeups(NamedTuple):
     name: str = "wakeups"
     protocol: str = "connect"
     unit: str = "per_minute"
-
-    @property
-    def family(self) -> str:
-        """Its own."""
-        return self.name
 
     def contenders(self) -> Sequence[Contender]:
         """Those that keep connections, or serve one at a time."""

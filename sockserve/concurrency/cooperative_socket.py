@@ -100,19 +100,23 @@ class CooperativeSocket(socket.socket):
             deadline = channel.wait_input(deadline)
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> Any:
-        return self._serving_input(flags, super().recvfrom, bufsize, flags)
+        return self._serving_retry(self._serving_channel.wait_input, flags, super().recvfrom, bufsize, flags)
 
     def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> Any:
-        return self._serving_input(flags, super().recvfrom_into, buffer, nbytes, flags)
+        return self._serving_retry(
+            self._serving_channel.wait_input, flags, super().recvfrom_into, buffer, nbytes, flags
+        )
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> Any:
-        return self._serving_input(flags, super().recvmsg, bufsize, ancbufsize, flags)
+        return self._serving_retry(self._serving_channel.wait_input, flags, super().recvmsg, bufsize, ancbufsize, flags)
 
     def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> Any:
-        return self._serving_input(flags, super().recvmsg_into, buffers, ancbufsize, flags)
+        return self._serving_retry(
+            self._serving_channel.wait_input, flags, super().recvmsg_into, buffers, ancbufsize, flags
+        )
 
     def accept(self) -> tuple[socket.socket, Any]:
-        fd, address = self._serving_input(0, super()._accept)  # type: ignore[misc]
+        fd, address = self._serving_retry(self._serving_channel.wait_input, 0, super()._accept)  # type: ignore[misc]
         return CooperativeSocket(self.family, self.type, self.proto, fd), address
 
     # output
@@ -139,10 +143,12 @@ class CooperativeSocket(socket.socket):
 
     def sendto(self, data: Any, *flags_and_address: Any) -> Any:
         flags = flags_and_address[0] if len(flags_and_address) > 1 else 0
-        return self._serving_output(flags, super().sendto, data, *flags_and_address)
+        return self._serving_retry(self._serving_channel.wait_output, flags, super().sendto, data, *flags_and_address)
 
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
-        sent: int = self._serving_output(flags, super().sendmsg, buffers, ancdata, flags, address)
+        sent: int = self._serving_retry(
+            self._serving_channel.wait_output, flags, super().sendmsg, buffers, ancdata, flags, address
+        )
         return sent
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
@@ -158,7 +164,9 @@ class CooperativeSocket(socket.socket):
         try:
             while count is None or sent < count:
                 block = SENDFILE_BLOCK if count is None else min(count - sent, SENDFILE_BLOCK)
-                done = self._serving_output(0, os.sendfile, self.fileno(), source, offset + sent, block)
+                done = self._serving_retry(
+                    self._serving_channel.wait_output, 0, os.sendfile, self.fileno(), source, offset + sent, block
+                )
                 if not done:
                     break
                 sent += done
@@ -255,27 +263,17 @@ class CooperativeSocket(socket.socket):
             return False
         return time.monotonic() < deadline
 
-    def _serving_input(self, flags: int, operation: Callable[..., Any], *args: Any) -> Any:
-        channel = self._serving_channel
+    def _serving_retry(
+        self, wait: Callable[[float | None], float | None], flags: int, operation: Callable[..., Any], *args: Any
+    ) -> Any:
         deadline = None
         while True:
             try:
                 return operation(*args)
             except BlockingIOError:
-                if channel.limit == 0 or flags & _DONT_WAIT:
+                if self._serving_channel.limit == 0 or flags & _DONT_WAIT:
                     raise
-            deadline = channel.wait_input(deadline)
-
-    def _serving_output(self, flags: int, operation: Callable[..., Any], *args: Any) -> Any:
-        channel = self._serving_channel
-        deadline = None
-        while True:
-            try:
-                return operation(*args)
-            except BlockingIOError:
-                if channel.limit == 0 or flags & _DONT_WAIT:
-                    raise
-            deadline = channel.wait_output(deadline)
+            deadline = wait(deadline)
 
     def _serving_send_rest(self, rest: memoryview, flags: int) -> None:
         channel = self._serving_channel

@@ -23,7 +23,6 @@ from sockserve.concurrency.shared_poller import open_shared_poller
 from sockserve.concurrency.threads import interpreter_ends
 from sockserve.concurrency.workers import Pool
 from sockserve.core.accepting import Acceptor
-from sockserve.core.active_requests import table_of
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.loop import Loop, Timer
 from sockserve.net.accept import counter_of
@@ -57,7 +56,6 @@ class Coordinator(Acceptor):
         self.lot = ParkingLot(server, self._poller, loop.wake)
         settings = server._serving_pool_settings()  # noqa: SLF001 - the mix-in's own
         self.pool = Pool(settings, self._poller, server._serving_threads, self.lot, loop.wake)  # noqa: SLF001 - as above
-        self._table = table_of(server)
         self._silence: Timer | None = None
         self._busy: Timer | None = None
         self._served = 0
@@ -77,9 +75,9 @@ class Coordinator(Acceptor):
         super()._take_over_listener()
         take = self.server._handle_request_noblock  # noqa: SLF001 - stdlib's name for one request
         batch = min(self._batch, BATCH)
-        self.pool.begin(take, self.may_take, self._make_counter, batch, self._table.touch)
+        self.pool.begin(take, self.may_take, self._make_counter, batch, self.table.touch)
         vars(self.server)["_serving_pool"] = self.pool
-        self._table.lot = self.lot
+        self.table.lot = self.lot
         # Without this one there is no service; without the others there is.
         self.pool.start_worker()
         self._start_workers()
@@ -121,7 +119,7 @@ class Coordinator(Acceptor):
 
     def _is_taking(self) -> bool:
         self.pool.somebody_waits = True
-        return self.pool.is_taking({live.thread for live in self._table.all()})
+        return self.pool.is_taking({live.thread for live in self.table.all()})
 
     # 2 ACCEPT, in the workers
 
@@ -239,11 +237,11 @@ class Coordinator(Acceptor):
         self._unwatch()
         # A worker in accept() must not find the listener blocking again.
         while True:
-            change = self._table.next_change()
+            change = self.table.next_change()
             if not self._is_taking():
                 break
             change.wait()
-        self._table.lot = None
+        self.table.lot = None
         self.pool.stop()
         if self.lot.parked:
             self._help_to_end()

@@ -15,6 +15,7 @@ from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.concurrency.hub import Hub, Worker, current_worker
 from sockserve.concurrency.watchdog import Watchdog
 from sockserve.core.active_requests import LiveRequest
+from sockserve.core.base_order import refuse_other_way
 from sockserve.core.lifecycle import CUT_GRACE, CutShort
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
@@ -25,7 +26,7 @@ __all__ = ["GreenletDispatcher", "GreenletMixIn", "cooperative"]
 
 
 NO_GREENLETS = {"ThreadingMixIn", "ForkingMixIn", "ThreadPoolMixIn"}
-"""Other answers to the question what runs a handler; by name, because the standard library's are meant too."""
+"""Other answers to the question what runs a handler."""
 
 
 class GreenletDispatcher:
@@ -105,12 +106,9 @@ class GreenletMixIn(DispatchingMixIn):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        other = next((base for base in cls.__mro__ if base.__name__ in NO_GREENLETS), None)
-        if other is not None:
-            raise TypeError(
-                f"{cls.__name__}: a request runs in a greenlet of the loop's thread or where {other.__name__} puts it; "
-                "take one of the two"
-            )
+        refuse_other_way(
+            cls, NO_GREENLETS, "a request runs in a greenlet of the loop's thread or where {other} puts it"
+        )
 
     def make_dispatcher(self) -> Dispatcher:
         """One that starts greenlets."""

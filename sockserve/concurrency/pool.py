@@ -13,6 +13,7 @@ from sockserve.concurrency.dispatch import WaitingForWorkersMixIn
 from sockserve.concurrency.threads import WorkerThreads
 from sockserve.concurrency.workers import PoolSettings
 from sockserve.core.accepting import Acceptor
+from sockserve.core.base_order import refuse_other_way
 from sockserve.core.base_server import BaseServer
 from sockserve.core.loop import Loop
 
@@ -20,7 +21,6 @@ __all__ = ["ThreadPoolMixIn"]
 
 _numbers = itertools.count(1)
 
-# By name: some are the standard library's, some may not be there.
 NO_POOL = {"DispatchingMixIn", "ThreadingMixIn", "ForkingMixIn"}
 
 
@@ -113,12 +113,11 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        other = next((base for base in cls.__mro__ if base.__name__ in NO_POOL), None)
-        if other is not None:
-            raise TypeError(
-                f"{cls.__name__}: a pool's threads serve their requests themselves, and {other.__name__} gives each of "
-                "them to somebody else; take one of the two"
-            )
+        refuse_other_way(
+            cls,
+            NO_POOL,
+            "a pool's threads serve their requests themselves, and {other} gives each of them to somebody else",
+        )
         for name in ("process_request", "service_actions", "_handle_request_noblock"):
             # The standard library's own are exchanged for ours, overrides of them stay.
             if _is_of_stdlib(getattr(cls, name, None)):

@@ -38,8 +38,6 @@ IDLE_POLL = 0.05
 class Stay:
     """The supervisor's stay in a loop, as a server's ``Lifecycle`` knows it."""
 
-    watching = False
-
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.stop_requested = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["refuse_wrong_order"]
+__all__ = ["refuse_other_way", "refuse_wrong_order"]
 
 # What only a BaseServer defines by itself, the standard library's included: a mix-in may have one of them, not both.
 _SERVER = {"_handle_request_noblock", "serve_forever"}
@@ -27,3 +27,14 @@ def refuse_wrong_order(cls: type) -> None:
                 f"{cls.__name__}: {culprit.__name__} has no effect behind a server class; "
                 f"write class {cls.__name__}({order})"
             )
+
+
+def refuse_other_way(cls: type, names: set[str], reason: str) -> None:
+    """Raise TypeError if a class of one of these names is among the bases: another way to run handlers.
+
+    By name, because the standard library's are meant too, and some may not be there. ``reason`` is formatted with the
+    culprit's name as ``other``.
+    """
+    other = next((base.__name__ for base in cls.__mro__ if base.__name__ in names), None)
+    if other is not None:
+        raise TypeError(f"{cls.__name__}: {reason.format(other=other)}; take one of the two")

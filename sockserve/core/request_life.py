@@ -124,22 +124,22 @@ def serve(server: Any, live: LiveRequest) -> None:
         _park_or_close(server, live)
 
 
-def answer(server: Any, live: LiveRequest) -> None:
-    """As ``serve()``, with a request that was parked and whose client has spoken."""
-    live.thread = threading.get_ident()
-    live.state = "handle"
-    go_on, live.go_on = live.go_on, None
-    go_on(True)  # type: ignore[misc]
-    _park_or_close(server, live)
+def _going_on(has_input: bool) -> Callable[[Any, LiveRequest], None]:
+    def go_on_with(server: Any, live: LiveRequest) -> None:
+        live.thread = threading.get_ident()
+        live.state = "handle"
+        go_on, live.go_on = live.go_on, None
+        go_on(has_input)  # type: ignore[misc]
+        _park_or_close(server, live)
+
+    return go_on_with
 
 
-def look(server: Any, live: LiveRequest) -> None:
-    """The same, if its client may have spoken or left: that is to be seen."""
-    live.thread = threading.get_ident()
-    live.state = "handle"
-    go_on, live.go_on = live.go_on, None
-    go_on(False)  # type: ignore[misc]
-    _park_or_close(server, live)
+answer = _going_on(True)
+"""As ``serve()``, with a request that was parked and whose client has spoken."""
+
+look = _going_on(False)
+"""The same, if its client may have spoken or left: that is to be seen."""
 
 
 def _park_or_close(server: Any, live: LiveRequest) -> None:
