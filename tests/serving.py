@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from under_test import LIMIT
+from waiting import wait_until_blocked
 
 import sockserve
 
@@ -25,7 +26,8 @@ class Operator:
         self.server = servers[0]
 
     def signal(self, signum: int = signal.SIGTERM) -> None:
-        """Send this process a signal, as kill(1) does."""
+        """Send this process a signal, as kill(1) does, once its main thread waits for something."""
+        wait_until_blocked(os.getpid())
         os.kill(os.getpid(), signum)
 
     def wait_until_asked(self) -> None:
