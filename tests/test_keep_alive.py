@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import http.server
 import itertools
+import pathlib
 import socket
 from typing import Any
 
@@ -77,3 +78,26 @@ def test_pipelined_http_requests_are_answered(running: Running) -> None:
         client.sendall(requests)
         answer = b"".join(iter(lambda: client.recv(1000), b""))
     assert [answer.count(each) for each in (b"200 OK", b"/a", b"/b", b"/c")] == [3, 1, 1, 1]
+
+
+def test_nagles_algorithm_is_left_alone_where_there_is_none(running: Running, tmp_path: pathlib.Path) -> None:
+    """A handler that asks for TCP_NODELAY, which the standard library's sets on any socket, serves Unix sockets too."""
+
+    class Prompt(Page):
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            """Answer with what the socket was told."""
+            is_tcp = self.connection.family == socket.AF_INET
+            self.path = str(is_tcp and bool(self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+            super().do_GET()
+
+    def ask_for_a_page(server: Any) -> bytes:
+        with connect(server, timeout=LIMIT) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+            return b"".join(iter(lambda: client.recv(1000), b""))
+
+    unix = running(sockserve.ThreadPoolUnixStreamServer(f"{tmp_path}/http.sock", Prompt))
+    assert ask_for_a_page(unix).endswith(b"\r\n\r\nFalse")
+    tcp = running(sockserve.ThreadPoolTCPServer(LOOPBACK, Prompt))
+    assert ask_for_a_page(tcp).endswith(b"\r\n\r\nTrue")

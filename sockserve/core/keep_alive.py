@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 from sockserve.core.handlers import BaseRequestHandler, StreamRequestHandler
@@ -28,10 +29,15 @@ class HTTPKeepAliveMixIn:
     _serving_is_dry = StreamRequestHandler.__dict__["_serving_is_dry"]
     _wait_for_more_input = StreamRequestHandler.__dict__["_wait_for_more_input"]
 
+    request: Any
     rfile: Any
 
     def setup(self) -> None:
         """Open the files; of this ``rfile`` one can tell what it has read ahead."""
+        wants_no_delay = self.disable_nagle_algorithm  # type: ignore[attr-defined]
+        if wants_no_delay and self.request.family not in (socket.AF_INET, socket.AF_INET6):
+            # The standard library's setup() sets TCP_NODELAY on any socket; a Unix socket answers EOPNOTSUPP.
+            vars(self)["disable_nagle_algorithm"] = False
         super().setup()  # type: ignore[misc]
         self.rfile.close()
         self.rfile = open_reader(self.connection, self.rbufsize)  # type: ignore[attr-defined]
