@@ -12,7 +12,7 @@ import socket
 import sys
 
 
-def connect(host: str, port: str) -> socket.socket:
+def connect(host: str = "localhost", port: str = "9000") -> socket.socket:
     """Connect to the first address that answers within ten seconds; raise the last error if none does."""
     error = OSError(f"{host} has no address")
     for family, kind, protocol, _, sockaddr in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):

@@ -2,6 +2,7 @@ r"""Finger (RFC 1288): one line asks, the answer ends with the connection.
 
     python examples/finger.py tcp://127.0.0.1:7979
     printf 'ada\r\n' | nc 127.0.0.1 7979
+    finger ada@127.0.0.1                 if it listens on port 79, the only one that finger knows
 
 The shape of many old protocols, and of small new ones. Whois (RFC 3912) is the same with another table. What is asked
 for is looked up, never executed, never repeated in the answer, and never passed on to another host (RFC 1288, 3.2).

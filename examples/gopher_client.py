@@ -51,7 +51,8 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
+    address = sys.argv[1] if sys.argv[1:] else "gopher://127.0.0.1:7070/"
     try:
-        main(sys.argv[1])
+        main(address)
     except (OSError, ValueError) as error:
-        sys.exit(f"{sys.argv[1]}: {error}")
+        sys.exit(f"{address}: {error}")

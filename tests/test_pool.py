@@ -182,6 +182,20 @@ def test_what_handle_error_raises_ends_only_the_worker(running: Running, expect_
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="unset")
 
 
+def test_of_what_a_request_leaves_behind_the_next_sees_what_is_the_threads(running: Running) -> None:
+    """A time-out goes with its connection; a ``threading.local`` stays, which is where programs keep connections."""
+    kept = threading.local()
+
+    class Handler(sockserve.BaseRequestHandler[Any, Any, Any]):
+        def handle(self) -> None:
+            kept.requests = getattr(kept, "requests", 0) + 1
+            self.request.sendall(f"{self.request.gettimeout()} {kept.requests}".encode())
+            self.request.settimeout(LIMIT)
+
+    server = running(pool(Handler, max_workers=1))
+    assert [ask(server, b"") for _ in range(3)] == [b"None 1", b"None 2", b"None 3"]
+
+
 def test_context_variables_are_fresh_for_each_request() -> None:
     """A request sees those of whoever called ``serve_forever()``, and none that another request set."""
 

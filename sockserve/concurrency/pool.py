@@ -29,9 +29,12 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn):
 
     The thread that calls ``serve_forever()`` coordinates and serves nothing. Each worker takes its next request itself:
     ``get_request()``, ``verify_request()`` and ``process_request()`` run in the workers, several at once, each time in
-    a copy of the context variables of whoever called ``serve_forever()``. (What a request leaves in a
-    ``threading.local`` is there for the thread's next one.) While all workers are busy clients wait in the backlog.
-    ``handle_request()`` serves in the thread that calls it.
+    a copy of the context variables of whoever called ``serve_forever()``. While all workers are busy clients wait in
+    the backlog. ``handle_request()`` serves in the thread that calls it.
+
+    Of what one request leaves behind, the next in its thread sees no context variable (decimal's context is one) and no
+    time-out, which belongs to a connection. It does see what is in a ``threading.local``, such as a connection to a
+    database. What is to end with the request goes into a context variable, or is removed in ``finish()``.
 
     A connection that a handler keeps with ``keep_open()`` holds no thread while its client is silent. A handler that
     waits for its client in any other way holds its thread: give it a ``timeout``, or ``max_workers`` silent clients
