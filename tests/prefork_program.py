@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+import socket
 from typing import Self
 
 from programs import Program
@@ -22,6 +23,9 @@ logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
 class Who(sockserve.StreamRequestHandler):
     def handle(self):
         line = self.rfile.readline()
+        if line == b"stay\\n":
+            self.wfile.write(b"!")
+            line = self.rfile.readline()
         if line == b"die\\n":
             os.kill(os.getpid(), signal.SIGKILL)
         if line == b"hang\\n":
@@ -98,6 +102,13 @@ class Prefork:
         """The number and the process id of the worker that answers next."""
         number, pid = ask(self.address, b"who\n", timeout=LIMIT).split()
         return int(number), int(pid)
+
+    def connect(self) -> socket.socket:
+        """A connection that a worker has, who waits for what it says next."""
+        client = connect(self.address, timeout=LIMIT)
+        client.sendall(b"stay\n")
+        assert client.recv(100) == b"!"
+        return client
 
     def tell(self, line: bytes) -> bytes:
         """Send a line to whichever worker; return what it answers, until it or its process ends."""

@@ -14,6 +14,8 @@ import sys
 import threading
 from typing import Any, NamedTuple
 
+from under_test import LIMIT
+
 import sockserve
 from sockserve.ready_made import server_class
 from sockserve.testing import leak_guard
@@ -82,11 +84,18 @@ class Storm:
 
 
 def serve(
-    model: str, *, timeout: float | None = None, refuse: bool = False, storm: bool = False, own_loop: bool = False
+    model: str,
+    *,
+    timeout: float | None = None,
+    refuse: bool = False,
+    storm: bool = False,
+    own_loop: bool = False,
+    drain_timeout: float = LIMIT,
 ) -> None:
     """Serve until the command "stop"; exit with an error if anything is left behind.
 
-    ``timeout`` is the handler's, ``refuse`` what ``verify_request`` does, ``own_loop`` one over ``handle_request``.
+    ``timeout`` is the handler's, ``refuse`` what ``verify_request`` does, ``own_loop`` one over ``handle_request``;
+    ``drain_timeout`` is how long whoever is still served in the end may take.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     timer = Storm()
@@ -126,7 +135,7 @@ def serve(
                 print(json.dumps(state(counters, timer)), flush=True)
             is_stopped.set()
             if not own_loop:
-                server.drain(0.1)
+                server.drain(drain_timeout)
                 server.shutdown()
 
         commands = threading.Thread(target=take_commands)
@@ -138,7 +147,7 @@ def serve(
             server.serve_single_requests()
         else:
             server.serve_forever()
-        server.drain_timeout = 0.1
+        server.drain_timeout = drain_timeout
         server.server_close()
         commands.join()
         timer.end()

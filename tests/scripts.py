@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 from programs import SEARCH_PATH
-from under_test import NAME
+from under_test import LIMIT, NAME
 
 __all__ = ["run_script"]
 
 
-def run_script(program: str, timeout: float = 30.0) -> str:
+def run_script(program: str, timeout: float = LIMIT) -> str:
     """Return what a program prints. CalledProcessError: it failed; TimeoutExpired: it took longer than that."""
     environment = {**os.environ, "PYTHONPATH": SEARCH_PATH}
     # What it prints is to be buffered, as it is for users.

@@ -83,6 +83,7 @@ def test_L7_descriptor_exhaustion_backs_off() -> None:
         with connect(address) as client:
             client.sendall(b"patient")
             client.shutdown(socket.SHUT_WR)
+            wait_until(lambda: int(program.ask("attempts")) > attempts)
             threading.Event().wait(0.5)
             failed = int(program.ask("attempts")) - attempts
             seconds = time.monotonic() - begin

@@ -73,16 +73,17 @@ def test_T2_close_waits_for_an_idle_client_only_so_long(running: Running, expect
 
 
 INTERRUPTED = """
-    import signal, threading
+    import os, signal, threading
     from handlers import handlers
     from under_test import S
-    from waiting import is_joining, wait_until
+    from waiting import is_joining, wait_until, wait_until_blocked
 
     class Server(S.ThreadingTCPServer):
         drain_timeout = {drain_timeout}
 
     def tell():
         wait_until(lambda: is_joining(threading.main_thread()))
+        wait_until_blocked(os.getpid())
         print("waiting")
 
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -91,7 +91,7 @@ def test_no_more_than_max_children_serve_at_once(running: Running, max_children:
     for _ in range(max_children):
         assert gate.begun.take()
     assert not gate.begun.wait(0.05)
-    assert len(server.active_children) == max_children
+    wait_until(lambda: len(server.active_children) == max_children)
     gate.opened.set()
     for client in clients:
         assert client.recv(10) == b"open"
@@ -131,10 +131,11 @@ def test_handle_request_waits_for_a_child_when_there_are_too_many() -> None:
 def test_handle_timeout_reaps() -> None:
     """A call of handle_request() in which no request came leaves no child that has ended."""
     with Counted(handlers(sockserve).Echo, timeout=0.01) as server:
-        thread = threading.Thread(target=server.handle_request, daemon=True)
-        thread.start()
-        assert ask(server, b"hello") == b"hello"
-        thread.join(LIMIT)
+        with connect(server) as client:
+            client.sendall(b"hello")
+            client.shutdown(socket.SHUT_WR)
+            server.handle_request()
+            assert client.recv(100) == b"hello"
         (child,) = server.active_children
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         server.handle_request()

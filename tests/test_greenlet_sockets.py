@@ -202,17 +202,17 @@ def test_a_time_out_is_the_operations(greenlets: Greenlets, operation: str) -> N
 def test_a_time_out_is_over_when_the_operation_is(greenlets: Greenlets) -> None:
     """One of many short waits that each end in time does not end a later one too early."""
     one, other = greenlets.pair()
-    one.settimeout(0.1)
+    one.settimeout(0.5)
 
     def read() -> bytes:
-        return b"".join(one.recv(1) for _ in range(20))
+        return b"".join(one.recv(1) for _ in range(12))
 
     def write() -> None:
-        for _ in range(20):
-            sleep(0.01)
+        for _ in range(12):
+            sleep(0.05)
             other.sendall(b"x")
 
-    assert greenlets.run(read, write)[0] == b"x" * 20
+    assert greenlets.run(read, write)[0] == b"x" * 12
 
 
 @pytest.mark.parametrize("how", ["setblocking", "settimeout", "MSG_DONTWAIT"])

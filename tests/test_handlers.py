@@ -159,7 +159,7 @@ def test_a_handler_may_close_its_connection(running: Running) -> None:
 class Line(sockserve.StreamRequestHandler[Any, Any, Any]):
     """Waits a moment for a line, and answers it."""
 
-    timeout = 0.02
+    timeout = 0.2
 
     def handle(self) -> None:
         """Answer."""

@@ -55,7 +55,7 @@ def test_others_are_served(model: str, make_client: Callable[[Any], Any]) -> Non
 @pytest.mark.parametrize("model", MODELS)
 def test_a_server_stops_under_silent_clients(model: str) -> None:
     """Clients that never say anything and never leave are cut when the time of the drain is over."""
-    with RemoteServer(model) as server, contextlib.ExitStack() as stack:
+    with RemoteServer(model, drain_timeout=0.1) as server, contextlib.ExitStack() as stack:
         for _ in range(5):
             stack.enter_context(Stall(server.address))
         wait_until(lambda: server.state().active > 0)
@@ -67,7 +67,7 @@ def test_a_server_stops_under_silent_clients(model: str) -> None:
 def test_a_client_that_does_not_read_is_cut(model: str) -> None:
     """A worker that waits for its client to take an answer neither stops the others nor the server's end."""
     # The answer, of 64 megabytes, is more than the buffers of both sides hold (tcp(7), tcp_wmem and tcp_rmem).
-    with RemoteServer(model) as server, Stall(server.address, b"1100 %b\n" % bytes(60_000)):
+    with RemoteServer(model, drain_timeout=0.1) as server, Stall(server.address, b"1100 %b\n" % bytes(60_000)):
         check_served(server.address)
         last = server.stop()
         assert (last.active, last.children) == (0, 0)

@@ -303,7 +303,7 @@ def test_a_drain_cuts_those_who_do_not_end(running: Running, gate: type[Gate], e
             assert gate.begun.acquire(timeout=LIMIT)
         opener = threading.Thread(target=lambda: (cut.wait(), gate.opened.set()))
         opener.start()
-        assert call_within(LIMIT, server.drain, 0.1) == sockserve.Drained(finished=1, cut=1)
+        assert call_within(LIMIT, server.drain, 0.5) == sockserve.Drained(finished=1, cut=1)
         opener.join(LIMIT)
         assert (stubborn.read(), reasonable.read()) == (b"", b"")
         assert ended.wait(LIMIT)

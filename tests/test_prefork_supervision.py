@@ -9,7 +9,8 @@ from prefork_program import Prefork, is_alive
 from under_test import LIMIT
 from waiting import wait_until
 
-from sockserve.testing import call_within, connect
+from sockserve.concurrency.worker_process import ORPHAN_DRAIN, ORPHAN_END
+from sockserve.testing import call_within
 
 IN_A_HURRY = "import sockserve.concurrency.places as places\nplaces.BACK_OFF_FIRST = 0.01"
 
@@ -27,7 +28,7 @@ def test_sigterm_ends_it_in_order() -> None:
 
 def test_sigterm_drains() -> None:
     """A request in progress gets end-of-file and may answer; the port is free meanwhile."""
-    with Prefork() as server, connect(server.address) as client:
+    with Prefork() as server, server.connect() as client:
         client.sendall(b"who")
         server.wait_for_workers()
         server.send(signal.SIGTERM)
@@ -37,7 +38,7 @@ def test_sigterm_drains() -> None:
 
 def test_a_second_sigterm_cuts() -> None:
     """What does not end is killed, and the program ends."""
-    with Prefork("drain_timeout = None") as server, connect(server.address) as client:
+    with Prefork("drain_timeout = None") as server, server.connect() as client:
         workers = server.wait_for_workers()
         client.sendall(b"hang\n")
         server.send(signal.SIGTERM)
@@ -92,7 +93,7 @@ def test_one_bad_place_does_not_end_the_others() -> None:
 
 def test_sighup_replaces_all_workers() -> None:
     """All are new after it, each was ready before its predecessor left, and a client of an old one goes on."""
-    with Prefork() as server, connect(server.address) as client:
+    with Prefork() as server, server.connect() as client:
         before = server.wait_for_workers()
         client.sendall(b"w")
         server.send(signal.SIGHUP)
@@ -154,20 +155,20 @@ def test_sigterm_to_a_worker_replaces_it() -> None:
 
 def test_a_hung_worker_is_told_from_the_log_and_replaced() -> None:
     """Its stacks show where it hangs; the others do not notice."""
-    with Prefork("worker_timeout = 0.5") as server:
+    with Prefork("worker_timeout = 1.0") as server:
         before = server.wait_for_workers()
         assert call_within(LIMIT, server.tell, b"hang\n") == b""
         wait_until(lambda: "was killed by SIGKILL" in server.errors())
         after = server.wait_for_workers()
         assert len(set(before) & set(after)) == 1
         log = server.errors()
-        assert re.search(r"ERROR .*worker \d .* hangs: its loop has not turned for 0\.\d seconds", log)
+        assert re.search(r"ERROR .*worker \d .* hangs: its loop has not turned for \d\.\d seconds", log)
         assert re.search(r"File .*, line \d+ in handle", log)
 
 
 def test_a_stopped_worker_is_replaced() -> None:
     """One that cannot tell where it hangs is killed all the same."""
-    with Prefork("worker_timeout = 0.5") as server:
+    with Prefork("worker_timeout = 1.0") as server:
         before = server.wait_for_workers()
         server.send(signal.SIGSTOP, before[1])
         wait_until(lambda: "was killed by SIGKILL" in server.errors())
@@ -177,9 +178,10 @@ def test_a_stopped_worker_is_replaced() -> None:
 
 def test_an_idle_worker_is_not_hung() -> None:
     """It shows often enough that its loop turns, and no more often than that takes."""
-    with Prefork("worker_timeout = 0.4") as server:
+    with Prefork("worker_timeout = 1.0") as server:
         before = server.wait_for_workers()
-        wait_until(lambda: all(wake_ups(pid) >= 5 for pid in before))
+        begun = {pid: wake_ups(pid) for pid in before}
+        wait_until(lambda: all(wake_ups(pid) >= begun[pid] + 3 for pid in before))
         assert server.wait_for_workers() == before
 
 
@@ -191,13 +193,13 @@ def wake_ups(pid: int) -> int:
 
 def test_without_a_supervisor_nobody_stays() -> None:
     """After its SIGKILL a request in progress may still be answered, and within 5 seconds all workers have ended."""
-    with Prefork() as server, connect(server.address) as busy, connect(server.address) as hung:
+    with Prefork() as server, server.connect() as busy, server.connect() as hung:
         workers = server.wait_for_workers()
         busy.sendall(b"who")
         hung.sendall(b"hang\n")
-        wait_until(lambda: server.program.process.poll() is None)
         server.send(signal.SIGKILL)
         server.program.process.wait(LIMIT)
         assert busy.recv(100)
         assert hung.recv(100) == b""
-        wait_until(lambda: not any(map(is_alive, workers)), 5.5)
+        assert ORPHAN_DRAIN + ORPHAN_END < 5
+        wait_until(lambda: not any(map(is_alive, workers)))

@@ -197,7 +197,7 @@ def test_running_shows_where_a_server_hangs(expect_log: ExpectLog) -> None:
             super().server_close()
             let_go.set()
 
-    with pytest.raises(TimeoutError) as caught, running(Server(LOOPBACK, handlers(sockserve).Echo), timeout=0.5):
+    with pytest.raises(TimeoutError) as caught, running(Server(LOOPBACK, handlers(sockserve).Echo), timeout=1.0):
         pass
     # The steps that came after may have been late, too.
     first = caught.value

@@ -16,5 +16,5 @@ S: Any = importlib.import_module(NAME)
 IS_STDLIB = NAME == "socketserver"
 """Whether the tests of flaws are to fail, because they run against the module that has these flaws."""
 
-LIMIT = 2.0 if IS_STDLIB else 20.0
+LIMIT = 2.0 if IS_STDLIB else 60.0
 """Seconds after which a wait is given up. Only a test that fails waits that long, and against the stdlib many do."""

@@ -48,8 +48,20 @@ def wait_until_blocked(pid: int) -> None:
     """Return when the main thread of a process is inside the system call that it waits in.
 
     A signal that comes just before does not end that call, and its Python handler runs only after it: CPython looks for
-    signals between two instructions, and after an interrupted call.
+    signals between two instructions, and after an interrupted call. A thread that waits for the interpreter's lock is
+    asleep too, and is not meant; but every ``sys.getswitchinterval()`` it wakes, which the kernel counts.
     """
-    # "pid (comm) state ...": proc(5)
-    stat = pathlib.Path(f"/proc/{pid}/stat")
-    wait_until(lambda: stat.read_text("ascii").rpartition(")")[2].split()[0] == "S")
+    pause = threading.Event()
+
+    def is_blocked() -> bool:
+        before = _sleep(pid)
+        pause.wait(3 * sys.getswitchinterval())
+        return before.startswith("S") and _sleep(pid) == before
+
+    wait_until(is_blocked)
+
+
+def _sleep(pid: int) -> str:
+    """The state of a process's main thread, and how often it has given up its processor: proc(5)."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text("ascii", "replace")
+    return " ".join(re.findall(r"^(?:State|\w+_ctxt_switches):\s*(\w+)", status, re.MULTILINE))
