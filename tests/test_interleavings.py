@@ -192,7 +192,60 @@ def test_no_pause_is_missed(expect_log: ExpectLog, timeout: float | None) -> Non
             loop.thread = None
 
 
+def test_a_pools_listener_is_watched_whatever_a_worker_finds_meanwhile() -> None:
+    """A worker that meets a short suspension at any step of the coordinator's watch leaves it whole, and once."""
+    for step in steps():
+        with Pool(LOOPBACK, Idle) as server, Loop() as loop:
+            server.attach(loop)
+            acceptor: Any = server._serving_lifecycle.acceptor
+            workers: list[Background] = []
+
+            def find_pause() -> None:
+                server.suspend()
+                acceptor.may_take()  # noqa: B023
+                server.resume()
+
+            def interfere() -> None:
+                workers.append(Background(find_pause))  # noqa: B023
+                workers[-1].settle()  # noqa: B023
+
+            step.run(acceptor.before_wait, interfere)
+            for worker in workers:
+                worker.end(step)
+            acceptor.before_wait()
+            assert acceptor.watching, step
+
+
+# observers
+
+
+@pytest.mark.parametrize("verb", ["add_observer", "remove_observer"])
+def test_observers_may_come_and_go_in_any_thread(verb: str) -> None:
+    """Another thread adds one at any step of the exchange, and both are done."""
+    for step in steps():
+        with sockserve.TCPServer(LOOPBACK, Idle) as server:
+            first, ours, theirs = sockserve.Observer(), sockserve.Observer(), sockserve.Observer()
+            server.observers = (first,) if verb == "add_observer" else (first, ours)
+            others: list[Background] = []
+
+            def interfere() -> None:
+                others.append(Background(lambda: server.add_observer(theirs)))  # noqa: B023
+                others[-1].settle()  # noqa: B023
+
+            step.run(lambda: getattr(server, verb)(ours), interfere)  # noqa: B023
+            for other in others:
+                other.end(step)
+            expected = {first, ours} if verb == "add_observer" else {first}
+            assert set(server.observers) == expected | ({theirs} if others else set()), step
+
+
 # a request's life
+
+
+class Pool(sockserve.ThreadPoolTCPServer):
+    """A single worker."""
+
+    max_workers = 1
 
 
 class Kept(sockserve.ThreadingMixIn, sockserve.TCPServer):
@@ -227,6 +280,20 @@ def test_an_executor_that_is_quicker_than_the_loop_counts_once() -> None:
                     server.process_request_thread(ours, "peer")
                 assert tally.events == {"accept": 1, "shutdown": 1}, step
                 assert server.active_requests == (), step
+
+
+def test_a_kept_request_is_in_the_table_while_it_is_taken() -> None:
+    """Whoever lists the requests in progress sees one that a worker takes from its subclass at any step of that."""
+    for step in steps():
+        with Kept(LOOPBACK, Idle) as server:
+            table = table_of(server)
+            ours, peer = socket.socketpair()
+            with ours, peer:
+                live = LiveRequest(table, events_of(server), ours, "peer")
+                take(server, live)
+                assert live.state == "kept"
+                assert step.run(table.all, lambda: table.take(ours)) == [live], step  # noqa: B023
+                table.discard(live)
 
 
 def test_whoever_waits_for_idleness_misses_no_end() -> None:

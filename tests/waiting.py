@@ -16,7 +16,7 @@ from under_test import LIMIT
 
 __all__ = ["is_asleep", "is_joining", "wait_until", "wait_until_blocked"]
 
-SLEEPS = re.compile(r"\.(acquire|join|poll|select|wait)\(|with self\._\w+:")
+SLEEPS = re.compile(r"\.(acquire|join|poll|select|wait)\(|with (self\.)?_\w+:")
 """A line that waits for a lock, a thread, a descriptor or an event."""
 
 LOOK_AGAIN = 0.005

@@ -102,6 +102,8 @@ class Coordinator(Acceptor):
     def _watch(self) -> None:
         with self._watch_lock:
             if not self.listener_closed:
+                # Again: a worker may have made it false since, and only both together are true.
+                self.watching = True
                 self.pool.somebody_waits = False
                 self.pool.listener_fd = self._fd
                 self._poller.watch(self._fd, shared=self._is_shared)

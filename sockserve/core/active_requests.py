@@ -194,8 +194,8 @@ class ActiveRequests:
 
     def all(self) -> list[LiveRequest]:
         """Those in progress now, oldest first."""
-        # copy() is atomic, iteration is not.
-        return [live for live in self._live.copy().values() if live.kept is None or _is_open(live.kept())]
+        # copy() is atomic, iteration is not. Of what is kept a worker may take one meanwhile: it is looked at once.
+        return [live for live in self._live.copy().values() if (kept := live.kept) is None or _is_open(kept())]
 
     def others(self) -> list[LiveRequest]:
         """Those in progress now that the caller does not serve itself: the ones it can wait for."""

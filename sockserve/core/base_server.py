@@ -30,6 +30,9 @@ log = logging.getLogger("sockserve")
 # Formatting a traceback imports it, which takes a descriptor just when the report may be that there is none left.
 importlib.import_module("tokenize")
 
+_exchanging = threading.RLock()
+"""Held while a server's observers are exchanged for others."""
+
 RequestT = TypeVar("RequestT", default=Any)
 AddressT = TypeVar("AddressT", default=Any)
 # Not "-> BaseRequestHandler": the standard library's handlers, and functions, are handler classes too.
@@ -267,13 +270,15 @@ class BaseServer(Generic[RequestT, AddressT]):
 
     def add_observer(self, observer: Observer) -> None:
         """Let ``observer`` hear this server's events, those of requests from the next one on."""
-        self.observers = (*self.observers, observer)
+        with _exchanging:
+            self.observers = (*self.observers, observer)
 
     def remove_observer(self, observer: Observer) -> None:
         """Let it hear them no more. Raises ValueError if it does not."""
-        remaining = list(self.observers)
-        remaining.remove(observer)
-        self.observers = tuple(remaining)
+        with _exchanging:
+            remaining = list(self.observers)
+            remaining.remove(observer)
+            self.observers = tuple(remaining)
 
     # one request
 
