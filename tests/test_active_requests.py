@@ -309,3 +309,121 @@ def test_the_table_is_exact_under_threads() -> None:
         for future in [executor.submit(work) for _ in range(10)]:
             future.result()
     assert table.all() == []
+
+
+# one record for many requests
+
+
+def test_whoever_has_looked_at_a_request_keeps_it_as_it_was(running: Running) -> None:
+    """Datagrams that the loop serves one after the other may share a record, but none that somebody got hold of."""
+    found: list[Any] = []
+
+    class Handler(sockserve.BaseRequestHandler[Any, Any]):
+        def handle(self) -> None:
+            data, sock = self.request
+            found.extend(table_of(self.server).all())
+            (active,) = self.server.active_requests
+            assert active.handler is self
+            assert active.client_address == self.client_address
+            sock.sendto(data, self.client_address)
+
+    server = running(sockserve.UDPServer(LOOPBACK, Handler))
+    with connect(server) as client:
+        for word in (b"one", b"two", b"three"):
+            client.send(word)
+            assert client.recv(10) == word
+    assert server.wait_idle(LIMIT)
+    assert [live.request[0] for live in found] == [b"one", b"two", b"three"]
+    assert [live.handler.request for live in found] == [live.request for live in found]
+
+
+def test_an_observer_is_heard_from_the_next_request_of_a_batch_on(
+    running: Running, counters: sockserve.Counters
+) -> None:
+    """Also if a handler adds it while the loop takes what waits, and until a handler takes it away."""
+
+    class Handler(sockserve.BaseRequestHandler[Any, Any]):
+        def handle(self) -> None:
+            data, sock = self.request
+            if data == b"add":
+                self.server.add_observer(counters)
+            elif data == b"remove":
+                self.server.remove_observer(counters)
+            elif data == b"last":
+                sock.sendto(data, self.client_address)
+
+    server = sockserve.UDPServer(LOOPBACK, Handler)
+    with connect(server) as client:
+        for word in (b"before", b"add", b"counted", b"counted", b"remove", b"after", b"last"):
+            client.send(word)
+        running(server)
+        assert client.recv(10) == b"last"
+    assert server.wait_idle(LIMIT)
+    # The one that removes it was accepted while it listened.
+    assert (counters.accepted, counters.handled, counters.active) == (3, 3, 0)
+
+
+def test_a_hook_put_on_the_server_by_a_handler_is_called_for_the_next_request(running: Running) -> None:
+    """Within a batch, too."""
+    asked: list[bytes] = []
+
+    class Handler(sockserve.BaseRequestHandler[Any, Any]):
+        def handle(self) -> None:
+            data, sock = self.request
+            if data == b"first":
+                self.server.verify_request = lambda request, _: not asked.append(request[0])
+            elif data == b"last":
+                sock.sendto(data, self.client_address)
+
+    server = sockserve.UDPServer(LOOPBACK, Handler)
+    with connect(server) as client:
+        for word in (b"first", b"second", b"last"):
+            client.send(word)
+        running(server)
+        assert client.recv(10) == b"last"
+    assert asked == [b"second", b"last"]
+
+
+@pytest.mark.parametrize("family", ["tcp", "udp"])
+def test_what_goes_wrong_with_one_request_is_not_found_in_the_next(running: Running, family: str) -> None:
+    """A refusal, an error and a detached one between others that the loop serves."""
+    heard: list[tuple[bytes, str]] = []
+
+    class Server(sockserve.UDPServer if family == "udp" else sockserve.TCPServer):  # type: ignore[misc]
+        def verify_request(self, request: Any, client_address: Any) -> bool:
+            return family == "tcp" or request[0] != b"refused"
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            heard.append((b"error", self.active_requests[0].state))
+
+    class Handler(sockserve.BaseRequestHandler[Any, Any]):
+        def handle(self) -> None:
+            word = self.request[0] if family == "udp" else self.request.recv(10)
+            (live,) = self.server.active_requests
+            assert live.handler is self
+            heard.append((word, live.state))
+            if word == b"crash":
+                raise ZeroDivisionError
+            if word == b"detached":
+                kept = self.detach_request()
+                if family == "tcp":
+                    kept.close()
+            elif family == "udp" and word == b"last":
+                self.request[1].sendto(word, self.client_address)
+
+    server = running(Server(LOOPBACK, Handler))
+    words = [b"one", b"crash", b"two", b"detached", b"three", b"refused", b"last"]
+    if family == "udp":
+        with connect(server) as client:
+            for word in words:
+                client.send(word)
+            assert client.recv(10) == b"last"
+    else:
+        words.remove(b"refused")
+        for word in words:
+            assert ask(server, word) == b""
+    assert server.wait_idle(LIMIT)
+    expected = [(word, "handle") for word in words if word != b"refused"]
+    expected.insert(2, (b"error", "error"))
+    assert heard == expected
+    assert server.active_requests == ()

@@ -13,11 +13,12 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sockserve.core.active_requests import table_of
+from sockserve.core.active_requests import LiveRequest, table_of
 from sockserve.core.events import Events, events_of
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.loop import Loop, Timer
 from sockserve.core.one_shot import OneShot
+from sockserve.core.request_life import serves_at_once
 from sockserve.errors import AlreadyServingError, ListenerLostError, ServerClosedError
 from sockserve.net.accept import accept_of, counter_of
 from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST, Verdict
@@ -64,6 +65,8 @@ class Acceptor:
         """Accepts one connection, if the server's socket is a listening one."""
         self.delay = 0.0
         """Seconds of the present or last pause of a back-off that has not ended; 0: accepting works."""
+        self.spare: LiveRequest | None = None
+        """The record of the next request, if that is one that the loop's thread serves at once."""
         self.max_wait: float | None = None
         self._poll_interval = poll_interval
         self._ticks = False
@@ -213,6 +216,7 @@ class Acceptor:
         dispatcher = self._dispatcher
         count_waiting = self._count_waiting
         waiting = 1
+        self._have_spare()
         for _ in range(self._batch):
             if self.stop_requested or self.listener_closed or lifecycle.suspended:
                 return
@@ -226,6 +230,13 @@ class Acceptor:
                 waiting = count_waiting()
                 if not waiting:
                     return
+
+    def _have_spare(self) -> None:
+        events = self.events
+        if not serves_at_once(self.server, events):
+            self.spare = None
+        elif self.spare is None or self.spare.events is not events or self.spare.thread != threading.get_ident():
+            self.spare = LiveRequest(self.table, events, None, None)
 
     def recovered(self) -> None:
         """A descriptor was to be had: whatever made accept fail is over."""

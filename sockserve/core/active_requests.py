@@ -86,6 +86,9 @@ class LiveRequest:
     """Seconds of silence that its handler bears; 0: any."""
     parked_at = 0.0
 
+    is_shared = False
+    """Whether whoever asked the table may have it, so that it must not become another request's record."""
+
     def __init__(self, table: ActiveRequests, events: Any, request: Any, client_address: Any) -> None:
         self.table = table
         self.events = events
@@ -194,8 +197,17 @@ class ActiveRequests:
 
     def all(self) -> list[LiveRequest]:
         """Those in progress now, oldest first."""
-        # copy() is atomic, iteration is not. Of what is kept a worker may take one meanwhile: it is looked at once.
-        return [live for live in self._live.copy().values() if (kept := live.kept) is None or _is_open(kept())]
+        # copy() is atomic, iteration is not.
+        found = self._live.copy().values()
+        for live in found:
+            live.is_shared = True
+        # Again: before that it may have become another request's, or nobody's. Of what is kept a worker may take one
+        # meanwhile: it is looked at once.
+        return [
+            live
+            for live in found
+            if self._live.get(live.key) is live and ((kept := live.kept) is None or _is_open(kept()))
+        ]
 
     def others(self) -> list[LiveRequest]:
         """Those in progress now that the caller does not serve itself: the ones it can wait for."""

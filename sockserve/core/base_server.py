@@ -18,7 +18,7 @@ from sockserve.core.events import Events, LogObserver, Observer, events_of
 from sockserve.core.lifecycle import CUT_GRACE, Drained, Lifecycle
 from sockserve.core.loop import Loop, wait_readable
 from sockserve.core.one_shot import OneShot
-from sockserve.core.request_life import begin, cut_others, drain_one, serve, take, takes_record
+from sockserve.core.request_life import begin, cut_others, drain_one, serve, take, take_again, takes_record
 from sockserve.errors import HandshakeError, ListenerLostError, ServerClosedError
 from sockserve.net.accept_errors import Verdict, judge
 from sockserve.net.departure import has_left
@@ -341,6 +341,12 @@ class BaseServer(Generic[RequestT, AddressT]):
             # A standard library's server, which a pool takes requests for in this way too, has none.
             if events.observers is not getattr(self, "observers", events.observers):
                 events = acceptor.events = events_of(self)
+            spare = acceptor.spare
+            if spare is not None and spare.events is events:
+                acceptor.spare = None
+                if take_again(self, spare, request, client_address):
+                    acceptor.spare = spare
+                return True
             live = LiveRequest(acceptor.table, events, request, client_address)
         take(self, live)
         return True

@@ -87,6 +87,10 @@ class Events:
             hooks = (getattr(observer, method, None) for observer in observers)
             heard = (hook for hook in hooks if hook is not None and getattr(hook, "__func__", hook) is not unheard)
             setattr(self, word, tuple(heard))
+        self.hear_all = bool(
+            self.accept or self.verify or self.dispatch or self.prepare or self.handle or self.shutdown
+        )
+        """Whether somebody hears of requests that nothing goes wrong with."""
 
     @staticmethod
     def emit(callbacks: tuple[Callable[..., None], ...], *args: Any) -> None:

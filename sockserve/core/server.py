@@ -24,7 +24,7 @@ _HAS_UNIX = hasattr(socket, "AF_UNIX")
 # Linux hands out blocking sockets whatever the listener is; the BSDs, macOS and Windows pass the listener's mode on.
 _ACCEPTED_INHERITS_MODE = not sys.platform.startswith("linux")
 
-_DONT_WAIT: int | None = getattr(socket, "MSG_DONTWAIT", None)
+_DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 
 
 # By default as in typeshed, where a hook's request may be a datagram as well.
@@ -182,22 +182,22 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
 
         Raises DatagramTruncatedError, an OSError, for one that is longer than ``max_packet_size``.
         """
-        flags = 0
-        if self._serving_acceptor is not None:
-            if _DONT_WAIT is not None:
-                flags = _DONT_WAIT
-            elif not wait_readable(self.fileno(), 0):
-                # Windows has no such flag.
-                raise BlockingIOError(errno.EAGAIN, "no datagram")
+        sock = self.socket
         limit = self.max_packet_size
         # One byte more than allowed, and the length itself tells whether the datagram was longer.
         client_address: Any
-        data, client_address = self.socket.recvfrom(limit + 1, flags)
+        if self._serving_acceptor is None:
+            data, client_address = sock.recvfrom(limit + 1)
+        else:
+            if not _DONT_WAIT and not wait_readable(self.fileno(), 0):
+                # Windows has no such flag.
+                raise BlockingIOError(errno.EAGAIN, "no datagram")
+            data, client_address = sock.recvfrom(limit + 1, _DONT_WAIT)
         if len(data) > limit:
             raise DatagramTruncatedError(limit, client_address)
-        if _HAS_UNIX and self.address_family == socket.AF_UNIX:
+        if client_address.__class__ is not tuple and _HAS_UNIX and self.address_family == socket.AF_UNIX:
             client_address = unix_name(client_address)
-        return (data, self.socket), client_address
+        return (data, sock), client_address
 
     def server_activate(self) -> None:
         """Nothing to do: a datagram socket does not listen."""
