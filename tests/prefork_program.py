@@ -30,7 +30,10 @@ class Who(sockserve.StreamRequestHandler):
             os.kill(os.getpid(), signal.SIGKILL)
         if line == b"hang\\n":
             threading.Event().wait()
-        self.wfile.write(b"%d %d" % (self.server.worker_id, os.getpid()))
+        if line == b"stay\\n":
+            self.keep_open()
+        if line:
+            self.wfile.write(b"%d %d" % (self.server.worker_id, os.getpid()))
 
 class Server(sockserve.PreForkMixIn, {mix_in}sockserve.TCPServer):
     processes = 2

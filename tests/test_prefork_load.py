@@ -7,11 +7,11 @@ import threading
 from typing import Self
 
 import pytest
-from prefork_program import Prefork
+from prefork_program import Prefork, is_alive
 from under_test import LIMIT
 from waiting import wait_until
 
-from sockserve.testing import ask
+from sockserve.testing import ask, connect
 
 CLIENTS = 4
 KILLS = 6
@@ -55,7 +55,10 @@ class Load:
                     self.failed.append(answer)
 
 
-@pytest.mark.parametrize("mix_in", ["", "ThreadingMixIn", "ThreadPoolMixIn", "GreenletMixIn"])
+each_mix_in = pytest.mark.parametrize("mix_in", ["", "ThreadingMixIn", "ThreadPoolMixIn", "GreenletMixIn"])
+
+
+@each_mix_in
 def test_rolling_restarts_lose_no_request(mix_in: str) -> None:
     """Every client is answered while all workers are replaced, again and again."""
     with Prefork(mix_in=mix_in) as server, Load(server) as load:
@@ -65,6 +68,37 @@ def test_rolling_restarts_lose_no_request(mix_in: str) -> None:
             server.wait_for_workers(other_than=before)
         load.wait_for_more(20)
     assert load.failed == []
+
+
+@each_mix_in
+def test_a_client_that_is_kept_outlives_a_rolling_restart(mix_in: str) -> None:
+    """Its worker goes on with it, ends after it, and takes nobody else."""
+    with Prefork(mix_in=mix_in) as server, connect(server.address, timeout=LIMIT) as client:
+        before = server.wait_for_workers()
+        client.sendall(b"stay\n")
+        answer = client.recv(100)
+        old = int(answer.split()[1])
+        server.send(signal.SIGHUP)
+        server.wait_for_workers(3, other_than=[pid for pid in before if pid != old])
+        for _ in range(3):
+            assert server.who()[1] not in before
+            client.sendall(b"stay\n")
+            assert client.recv(100) == answer
+        client.close()
+        wait_until(lambda: not is_alive(old))
+
+
+@each_mix_in
+def test_a_client_that_is_kept_has_its_limit(mix_in: str) -> None:
+    """After ``drain_timeout`` a silent one sees an orderly end, and its worker needs not be killed."""
+    with Prefork("drain_timeout = 0.2", mix_in=mix_in) as server, connect(server.address, timeout=LIMIT) as client:
+        before = server.wait_for_workers()
+        client.sendall(b"stay\n")
+        assert client.recv(100)
+        server.send(signal.SIGHUP)
+        assert client.recv(100) == b""
+        server.wait_for_workers(other_than=before)
+        wait_until(lambda: server.errors().count("exit status 0") == 2)
 
 
 @pytest.mark.parametrize("attribute", ["pass", "allow_reuse_port = True"])

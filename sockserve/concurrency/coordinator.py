@@ -64,6 +64,9 @@ class Coordinator(Acceptor):
         self._has_told = False
         self._cannot_start = False
         self._is_over = False
+        self._retires = False
+        self._say_paused: Callable[[], object] | None = None
+        self._hears_end = False
         try:
             super().__init__(server, lifecycle, loop, poll_interval)
         except BaseException:
@@ -96,6 +99,8 @@ class Coordinator(Acceptor):
             self._failures.clear()
             super().failed(error, verdict)
         super().before_wait()
+        if self._retires and not self._left:
+            self._leave_after_the_last()
         if not self._left:
             self._tend()
 
@@ -167,7 +172,7 @@ class Coordinator(Acceptor):
         if pool.is_full and self._busy is None:
             self._served = pool.served()
             self._busy = self.loop.call_later(ALL_BUSY, self._look_at_the_busy)
-        if lot.parked and self.lifecycle.draining and self._draining is None:
+        if lot.parked and self.lifecycle.draining and self._draining is None and not self._retires:
             self._served_draining = pool.served()
             self._draining = self.loop.call_later(STUCK, self._look_at_the_draining)
 
@@ -230,6 +235,34 @@ class Coordinator(Acceptor):
                 self.pool.start_helper()
 
     # leaving
+
+    def retire(self, say_paused: Callable[[], object]) -> None:
+        """Take no new client, and leave when the last one has gone, a parked one too. From any thread.
+
+        ``say_paused`` is called as soon as nobody can be taken any more.
+        """
+        self._say_paused = say_paused
+        self._retires = True
+        self.lifecycle.draining = self.lifecycle.suspended = True
+        self.loop.wake()
+
+    def _leave_after_the_last(self) -> None:
+        if not self._hears_end:
+            self._hears_end = True
+            self.table.on_next_change(self._look_for_the_end)
+        # Asked for after that, or the last one could end unheard.
+        if not self.has_paused():
+            return
+        if self._say_paused is not None:
+            self._say_paused()
+            self._say_paused = None
+        if not self.table.all():
+            self.stop_requested = True
+            self.leave()
+
+    def _look_for_the_end(self) -> None:
+        self._hears_end = False
+        self.loop.wake()
 
     def leave(self) -> None:
         """Leave the loop, with no worker taking anything more. Idempotent."""

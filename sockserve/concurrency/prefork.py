@@ -61,7 +61,8 @@ class PreForkMixIn:
     again. In the main thread, these signals get a meaning for that time, unless the program has given them one:
 
     - SIGTERM: drain and return; a second one cuts
-    - SIGHUP: replace the workers one after the other, each new one being ready before the old one drains
+    - SIGHUP: replace the workers one after the other, each new one being ready before the old one drains. Who has a
+      connection to the old one keeps it, for at most ``drain_timeout`` seconds, then it ends between two requests
     - SIGTTIN, SIGTTOU: one worker more, one less
 
     Ctrl-C is for the supervisor alone, and a KeyboardInterrupt as always; then ``server_close()`` ends the workers.

@@ -16,6 +16,7 @@ from sockserve.concurrency.worker_process import (
     DRAIN,
     DUMP_SIGNAL,
     LEAVE,
+    RETIRE,
     Link,
     Orders,
     Page,
@@ -44,7 +45,7 @@ Step = tuple[bytes, float | None]
 
 def retire_within(timeout: float | None) -> Sequence[Step]:
     """A worker that others replace: its clients may go on until the time is up, and get an orderly end then."""
-    return (LEAVE, timeout), (DRAIN, DRAIN_GRACE), *cut_now()
+    return (RETIRE, timeout), (DRAIN, DRAIN_GRACE), *cut_now()
 
 
 def leave_within(timeout: float | None) -> Sequence[Step]:
@@ -143,7 +144,7 @@ class Worker:
         if command == KILL:
             self.child.cut()
             return
-        if command in (LEAVE, DRAIN, CUT):
+        if command in (RETIRE, LEAVE, DRAIN, CUT):
             self.is_leaving = True
         try:
             self.control.send(command)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import logging
 import mmap
 import os
@@ -45,6 +46,7 @@ __all__ = [
     "LOOK",
     "READY",
     "RESUME",
+    "RETIRE",
     "STOPPED",
     "SUSPEND",
     "Duties",
@@ -58,9 +60,10 @@ __all__ = [
 
 log = logging.getLogger("sockserve")
 
-LEAVE, DRAIN, CUT, SUSPEND, RESUME, LOOK = b"l", b"d", b"c", b"s", b"r", b"k"
-"""What a worker is told: accept no more and end after the last request; end the requests' input as well; cut them;
-pause accepting; go on; see whether a client waits that somebody else was woken for."""
+RETIRE, LEAVE, DRAIN, CUT, SUSPEND, RESUME, LOOK = b"e", b"l", b"d", b"c", b"s", b"r", b"k"
+"""What a worker is told: accept no more and end after the last client; accept no more and end after the last request;
+end the requests' input as well; cut them; pause accepting; go on; see whether a client waits that somebody else was
+woken for."""
 
 READY, ENOUGH, STOPPED, CAUSE = b"\x01", b"\x02", b"\x03", b"\x04"
 """What it tells: it serves; it has served its number of requests; it accepts no more; why it fails, a text until the
@@ -128,6 +131,7 @@ class Duties(Observer):
         self._lock = threading.Lock()
         self._limit = link.orders.max_requests
         self._ends_input = False
+        self._retires = False
 
     def on_accept(self, server: Any, request: LiveRequest) -> None:
         """Count it; one that came in the moment of a drain is drained too."""
@@ -157,6 +161,18 @@ class Duties(Observer):
             self._numbers[outcome] += 1
 
     # Told by the supervisor, in the control thread, or by SIGTERM in the main thread.
+
+    def retire(self) -> None:
+        """Accept no more, but go on with the clients that are there, the parked among them."""
+        self._retires = True
+        for server in self._servers:
+            lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
+            retire = getattr(lifecycle and lifecycle.acceptor, "retire", None)
+            if retire is None:
+                # Who keeps clients waits for them in whatever serves them, and needs no loop that accepts.
+                self.leave()
+            else:
+                retire(functools.partial(self._link.tell, STOPPED))
 
     def leave(self) -> None:
         """Accept no more. Safe in a signal handler; idempotent, as the others."""
@@ -195,8 +211,8 @@ class Duties(Observer):
                 server.suspend()
 
     def resume(self) -> None:
-        """Accept again."""
-        for server in self._servers:
+        """Accept again, but not after all."""
+        for server in () if self._retires else self._servers:
             with contextlib.suppress(AttributeError):
                 server.resume()
 
@@ -271,6 +287,7 @@ class Link:
 
     def _listen(self, duties: Duties) -> None:
         verbs: dict[int, Callable[[], None]] = {
+            RETIRE[0]: duties.retire,
             LEAVE[0]: duties.leave,
             DRAIN[0]: duties.drain,
             CUT[0]: duties.cut,

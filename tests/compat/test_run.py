@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 
+import mixed_in
 import pytest
 import run
 from run import Processes, Run, compare, judge
@@ -71,6 +72,15 @@ import signal, unittest
 class Sample(unittest.TestCase):
     def test_hangs(self):
         signal.pause()
+"""
+MIXED_IN = """\
+import http.server, socketserver, unittest, sockserve
+
+class Sample(unittest.TestCase):
+    def test_mixed_in(self):
+        for server in (http.server.HTTPServer, http.server.ThreadingHTTPServer, socketserver.ThreadingUDPServer):
+            self.assertTrue(issubclass(server, sockserve.MIXIN), server)
+        http.server.HTTPServer(("127.0.0.1", 0), None).server_close()
 """
 FAILING_THREAD = """\
 import socketserver, threading, unittest
@@ -168,6 +178,29 @@ def test_a_module_is_run_with_both_and_compared(tmp_path: pathlib.Path) -> None:
         "test_is_skipped_with_ours: skipped, with the standard library passed",
         "test_passes_with_ours_unexpectedly: failed, with the standard library passed",
     ]
+
+
+@pytest.mark.parametrize("mixin", run.HAS_TO_BE_INLINE)
+def test_a_mix_in_is_in_every_server(tmp_path: pathlib.Path, mixin: str) -> None:
+    """In those that the module makes, in the standard library's, and in the place of ``ThreadingMixIn``."""
+    if mixin == "greenlet":
+        pytest.importorskip("greenlet")
+    started = processes(tmp_path, MIXED_IN.replace("MIXIN", mixed_in.MIXINS[mixin]))
+    started.mixin = mixin
+    result, problems = compare(started, "sample")
+    assert problems == []
+    assert (result.count("passed"), result.servers) == (2, 1)
+
+
+def test_what_has_to_be_inline_is_not_judged(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither when it fails nor when it passes; the rest is."""
+    started = processes(tmp_path, SAMPLE)
+    started.environment["FIFO"] = os.devnull
+    started.mixin = "pool"
+    tests = ("sample.Sample.test_fails", "sample.Sample.test_passes_with_ours")
+    monkeypatch.setitem(run.HAS_TO_BE_INLINE, "pool", dict.fromkeys(tests, "why"))
+    _, problems = compare(started, "sample")
+    assert [problem.partition(":")[0] for problem in problems] == ["sample.Sample.test_is_skipped_with_ours"]
 
 
 def test_a_crash_is_blamed_on_the_test_that_ran(tmp_path: pathlib.Path) -> None:
