@@ -30,7 +30,7 @@ class Who(sockserve.StreamRequestHandler):
             os.kill(os.getpid(), signal.SIGKILL)
         if line == b"hang\\n":
             threading.Event().wait()
-        if line == b"stay\\n":
+        if line == b"keep\\n":
             self.keep_open()
         if line:
             self.wfile.write(b"%d %d" % (self.server.worker_id, os.getpid()))

@@ -75,14 +75,14 @@ def test_a_client_that_is_kept_outlives_a_rolling_restart(mix_in: str) -> None:
     """Its worker goes on with it, ends after it, and takes nobody else."""
     with Prefork(mix_in=mix_in) as server, connect(server.address, timeout=LIMIT) as client:
         before = server.wait_for_workers()
-        client.sendall(b"stay\n")
+        client.sendall(b"keep\n")
         answer = client.recv(100)
         old = int(answer.split()[1])
         server.send(signal.SIGHUP)
         server.wait_for_workers(3, other_than=[pid for pid in before if pid != old])
         for _ in range(3):
             assert server.who()[1] not in before
-            client.sendall(b"stay\n")
+            client.sendall(b"keep\n")
             assert client.recv(100) == answer
         client.close()
         wait_until(lambda: not is_alive(old))
@@ -93,7 +93,7 @@ def test_a_client_that_is_kept_has_its_limit(mix_in: str) -> None:
     """After ``drain_timeout`` a silent one sees an orderly end, and its worker needs not be killed."""
     with Prefork("drain_timeout = 0.2", mix_in=mix_in) as server, connect(server.address, timeout=LIMIT) as client:
         before = server.wait_for_workers()
-        client.sendall(b"stay\n")
+        client.sendall(b"keep\n")
         assert client.recv(100)
         server.send(signal.SIGHUP)
         assert client.recv(100) == b""
