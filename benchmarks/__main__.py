@@ -17,7 +17,7 @@ from benchmarks import contenders, plots, report, targets
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.loads import LoadError
 from benchmarks.processes import ControlGroup, ServerDiedError, ServerProcess, control_groups
-from benchmarks.works import FULL, SMOKE, WORKS, Effort, Figures, Places, Wakeups, Work
+from benchmarks.works import FULL, SMOKE, WORKS, Effort, Figures, Places, Rate, Work
 
 
 class Bench:
@@ -31,7 +31,8 @@ class Bench:
         self.rounds: dict[str, dict[str, list[Figures]]] = {}
         self.left_out: dict[str, str] = {}
         self.failures: dict[str, str] = {}
-        self._missing: dict[tuple[Contender, str], str | None] = {}
+        self._missing: dict[Contender, str | None] = {}
+        self._kept: dict[tuple[Contender, str], ServerProcess] = {}
         self.groups = control_groups()
         self._models = models
         self._say = say
@@ -43,24 +44,26 @@ class Bench:
         """Measure, round after round; the works within a round, so that a bad minute meets all alike."""
         for number in range(1, rounds + 1):
             for work in self.works:
-                if isinstance(work, Wakeups) and number > 1:
-                    # What never happens need not be looked for five times, two minutes each.
+                able = [each for each in work.contenders(number) if self._takes_part(each, work)]
+                if not able:
                     continue
+                if number % 2 == 0:
+                    able.reverse()
                 begun = time.monotonic()
-                figures = self._measure(work, reverse=number % 2 == 0)
-                for server, each in figures.items():
+                for server, each in self._measure(work, able).items():
                     self.rounds.setdefault(work.name, {}).setdefault(server, []).append(each)
                 self._say(f"round {number}/{rounds}  {work.name:16} {time.monotonic() - begun:6.1f} s")
+            self.stop_kept()
 
-    def _measure(self, work: Work, *, reverse: bool) -> dict[str, Figures]:
+    def _measure(self, work: Work, able: Sequence[Contender]) -> dict[str, Figures]:
         """One work with all that can take part; if that fails, with each alone, so that one does not spoil it."""
-        able = [each for each in work.contenders() if self._takes_part(each, work)]
-        if reverse:
-            able.reverse()
+        if not isinstance(work, Rate) or any(protocol != work.protocol for _, protocol in self._kept):
+            self.stop_kept()
         try:
-            return work.measure(able, self._start, self.places, self.effort) if able else {}
+            return work.measure(able, self._keep if isinstance(work, Rate) else self._start, self.places, self.effort)
         except (ServerDiedError, LoadError, OSError):
             self._say(f"{work.name}: once more, each server for itself")
+            self.stop_kept()
         figures: dict[str, Figures] = {}
         for each in able:
             try:
@@ -73,26 +76,27 @@ class Bench:
     def _takes_part(self, each: Contender, work: Work) -> bool:
         if self._models and each.name not in self._models and each.group not in self._models:
             return False
-        key = (each, work.protocol)
-        if key not in self._missing:
-            reason = self._missing[key] = each.missing() or self._refusal(each, work.protocol)
+        if each not in self._missing:
+            reason = self._missing[each] = each.missing()
             if reason is not None:
-                self._leave_out(f"{each.name} ({work.protocol})", reason)
-        return self._missing[key] is None
+                self.left_out[each.name] = reason
+                self._say(f"left out: {each.name}: {reason}")
+        return self._missing[each] is None
 
-    def _refusal(self, each: Contender, protocol: str) -> str | None:
-        """Whether it starts at all; None if it does, or if it fails in a way that is a failure of the measurement."""
-        if each.name not in contenders.OURS:
-            return None
-        try:
-            self._start(each, protocol, {self.places.server}).stop()
-        except ServerDiedError as error:
-            return error.said if error.status == contenders.NO_SUCH_MODEL else None
-        return None
+    def _keep(
+        self, each: Contender, protocol: str, cores: Collection[int]
+    ) -> contextlib.AbstractContextManager[ServerProcess]:
+        """Start one, unless the work before in this round did."""
+        server = self._kept.get((each, protocol))
+        if server is None:
+            server = self._kept[each, protocol] = self._start(each, protocol, cores)
+        return contextlib.nullcontext(server)
 
-    def _leave_out(self, what: str, why: str) -> None:
-        self.left_out[what] = why
-        self._say(f"left out: {what}: {why}")
+    def stop_kept(self) -> None:
+        """End the servers that works of a kind share. Idempotent."""
+        for server in self._kept.values():
+            server.stop()
+        self._kept.clear()
 
     def _start(self, each: Contender, protocol: str, cores: Collection[int]) -> ServerProcess:
         group = None
@@ -158,6 +162,7 @@ def main() -> int:
         _say("one core for server and clients: the figures are about both")
     with contextlib.ExitStack() as last:
         last.callback(contenders.remove_floor)
+        last.callback(bench.stop_kept)
         try:
             bench.run(1 if asked.smoke else asked.rounds)
         except KeyboardInterrupt:

@@ -27,6 +27,7 @@ STREAMS = ("ping", "connect")
 EVERYTHING = ("ping", "connect", "udp")
 HTTP = ("http", "http-kept")
 WITH_FILES = ("ping-stream", "connect-stream")
+UNIX = "ping-unix"
 
 
 class Contender(NamedTuple):
@@ -42,9 +43,14 @@ class Contender(NamedTuple):
     one_at_a_time: bool = False
     """Whether a client that stays keeps all others waiting."""
     slowness: int = 1
-    """Divides the number of requests, so that a cell takes as long as another's."""
+    """Divides the number of requests where each has a worker of its own, so that a cell takes as long as another's."""
     needs: str | None = None
     """The package without which it is left out."""
+
+    @property
+    def forks(self) -> bool:
+        """Whether each connection has a process."""
+        return self.slowness >= _FORK_COSTS
 
     def missing(self) -> str | None:
         """Why it cannot take part here, or None."""
@@ -80,26 +86,27 @@ def _ours(name: str, model: str, *protocols: str, workers: int = 0, processes: i
     return Contender(name, group, program, protocols, **more)  # type: ignore[arg-type]
 
 
-_FORK_COSTS = 20
+_THREAD_COSTS = 4
+_FORK_COSTS = 40
 
 CONTENDERS: Sequence[Contender] = (
-    Contender("floor", "floor", ("floor", "{}"), EVERYTHING),
+    Contender("floor", "floor", ("floor", "{}"), (*EVERYTHING, UNIX)),
     Contender("floor-blocking", "floor", ("floor", "{}", "blocking"), ("connect",), one_at_a_time=True),
     _stdlib("inline", *EVERYTHING, *WITH_FILES, one_at_a_time=True),
-    _stdlib("thread", *EVERYTHING, *WITH_FILES, *HTTP, "cpu"),
+    _stdlib("thread", *EVERYTHING, *WITH_FILES, *HTTP, "cpu", UNIX, slowness=_THREAD_COSTS),
     _stdlib("fork", *EVERYTHING, *WITH_FILES, slowness=_FORK_COSTS),
     Contender("gevent", "gevent", ("gevent_server.py", "{}"), EVERYTHING, needs="gevent"),
     Contender("asyncio", "asyncio", ("asyncio_server.py", "{}"), EVERYTHING),
     Contender("uvloop", "uvloop", ("asyncio_server.py", "{}", "uvloop"), EVERYTHING, needs="uvloop"),
     Contender("trio", "trio", ("trio_server.py", "{}"), EVERYTHING, needs="trio"),
     _ours("inline", "inline", *EVERYTHING, *WITH_FILES, one_at_a_time=True),
-    _ours("thread", "thread", *EVERYTHING, *WITH_FILES, *HTTP),
+    _ours("thread", "thread", *EVERYTHING, *WITH_FILES, *HTTP, UNIX, slowness=_THREAD_COSTS),
     _ours("fork", "fork", *EVERYTHING, *WITH_FILES, slowness=_FORK_COSTS),
-    _ours("pool", "pool", *EVERYTHING, "connect-stream", *HTTP, workers=4),
+    _ours("pool", "pool", *EVERYTHING, "connect-stream", *HTTP, UNIX, workers=4),
     _ours("pool-1", "pool", "cpu", workers=1),
     _ours("pool-2", "pool", "cpu", workers=2),
     _ours("pool-16", "pool", *EVERYTHING, workers=16),
-    _ours("greenlet", "greenlet", *STREAMS, "connect-stream", *HTTP, needs="greenlet"),
+    _ours("greenlet", "greenlet", *STREAMS, "connect-stream", *HTTP, UNIX, needs="greenlet"),
     _ours("prefork-inline", "inline", "connect", "udp", processes=2),
     _ours("prefork-pool", "pool", *STREAMS, "cpu", workers=2, processes=2),
     Contender("free-threaded-pool-1", "pool", (FREE_THREADED, "sockserve", "pool", "{}", "1", "0"), ("cpu",)),

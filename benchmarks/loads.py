@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from benchmarks.processes import Place
+
 TIME_LIMIT = 300.0
 """Seconds for one run: ends redis-benchmark, which tries without end when nobody listens."""
 
@@ -42,7 +44,7 @@ def run(command: Sequence[str]) -> str:
 FEWEST_WAITING = 0.05
 """Of the clients: of those that wait for an answer at a time on average."""
 
-ENOUGH_EACH = 40
+ENOUGH_EACH = 25
 """Requests of a client, from which on the average says something."""
 
 
@@ -53,10 +55,11 @@ def _refuse_starvation(program: str, per_second: float, mean_ms: float, clients:
         raise LoadError(f"{program}: of {clients} clients only about {waiting:.1f} at a time waited: others starve")
 
 
-def redis_benchmark(port: int, clients: int, requests: int, keep: bool = True) -> Result:
+def redis_benchmark(place: Place, clients: int, requests: int, keep: bool = True) -> Result:
     """A line and its answer, ``PING`` and ``+PONG``, on kept connections or, without ``keep``, each on a new one."""
     options = ["-t", "ping_inline", "--csv", "--precision", "3", "-k", str(int(keep))]
-    output = run(["redis-benchmark", "-p", str(port), "-c", str(clients), "-n", str(requests), *options])
+    where = ["-s", place] if isinstance(place, str) else ["-p", str(place)]
+    output = run(["redis-benchmark", *where, "-c", str(clients), "-n", str(requests), *options])
     return read_redis_benchmark(output, clients, requests)
 
 
@@ -71,7 +74,7 @@ def read_redis_benchmark(output: str, clients: int, requests: int) -> Result:
     return Result(requests, float(row["rps"]), float(row["p50_latency_ms"]), float(row["p99_latency_ms"]))
 
 
-def ab(port: int, clients: int, requests: int) -> Result:
+def ab(port: Place, clients: int, requests: int) -> Result:
     """An HTTP request, and the connection's end after it."""
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / "percentiles.csv"
@@ -93,7 +96,7 @@ def read_ab(output: str, percentiles: str, requests: int) -> Result:
     return Result(requests, float(figures["Requests per second"]), times.get("50"), times.get("99"))
 
 
-def wrk(port: int, clients: int, seconds: float) -> Result:
+def wrk(port: Place, clients: int, seconds: float) -> Result:
     """HTTP requests on kept connections, as many as are answered in the time."""
     options = ["-t", "1", "-c", str(clients), "-d", f"{max(1, round(seconds))}s", "--latency"]
     return read_wrk(run(["wrk", *options, f"http://127.0.0.1:{port}/"]), clients)
@@ -117,7 +120,7 @@ def read_wrk(output: str, clients: int) -> Result:
 QUERY = "example.com A\n"
 
 
-def dnsperf(port: int, clients: int, requests: int) -> Result:
+def dnsperf(port: Place, clients: int, requests: int) -> Result:
     """DNS queries over UDP, ``clients`` outstanding; its latency is a mean, so there are no percentiles."""
     with tempfile.NamedTemporaryFile("w", suffix=".queries") as queries:
         queries.write(QUERY * requests)

@@ -46,7 +46,7 @@ def _bars(
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     # A child for each request costs so much more that beside it all others would look alike.
-    apart = [name for name in values if BY_NAME[name].slowness > 1]
+    apart = [name for name in values if BY_NAME[name].forks]
     names = sorted((name for name in values if name not in apart or len(apart) == len(values)), key=values.__getitem__)
     names.reverse()
     figure, axes = plt.subplots(figsize=(8, 1 + 0.32 * len(names)), layout="constrained")
@@ -73,7 +73,7 @@ def _curves(rounds: Rounds) -> dict[str, list[tuple[int, float]]]:
     for work, rows in rounds.items():
         if number := re.fullmatch(r"ping(\d+)", work):
             for name, each in rows.items():
-                if BY_NAME[name].slowness > 1:
+                if BY_NAME[name].forks:
                     continue
                 curves.setdefault(name, []).append((int(number[1]), medians(each)["cpu_us"]))
     return {name: sorted(points) for name, points in curves.items()}

@@ -28,6 +28,10 @@ _PROCESS_CLOCK = 2
 """With the complement of a process's number above it: its processor time, see clock_getcpuclockid(3)."""
 
 
+Place = int | str
+"""Where a server listens: a port of 127.0.0.1, or a Unix socket's path."""
+
+
 class ServerDiedError(Exception):
     """The server ended, or never said where it listens; the message has what it wrote to its standard error."""
 
@@ -38,7 +42,7 @@ class ServerDiedError(Exception):
 
 
 class ServerProcess:
-    """A program that writes the number of its port once it listens, and the processes that it makes."""
+    """A program that writes its port, or its Unix socket's path, once it listens, and the processes that it makes."""
 
     def __init__(self, command: Sequence[str], cores: Collection[int], group: ControlGroup | None) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
@@ -52,18 +56,21 @@ class ServerProcess:
             # Whoever starts servers has one thread. From outside, the first children could be born elsewhere.
             preexec_fn=functools.partial(_enter, cores, group),  # noqa: PLW1509
         )
+        self.place: Place = 0
         try:
-            try:
-                self.port = int(self.read_line(START_LIMIT))
-            except ValueError:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(1.0)
-                said = self.errors()
-                message = f"{' '.join(command)}: {said or 'said nothing'}"
-                raise ServerDiedError(message, said, self._process.returncode) from None
+            self.place = self._read_place(command)
         except BaseException:
             self.stop()
             raise
+
+    def _read_place(self, command: Sequence[str]) -> Place:
+        place = self.read_line(START_LIMIT).decode().strip()
+        if place:
+            return int(place) if place.isdigit() else place
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        said = self.errors()
+        raise ServerDiedError(f"{' '.join(command)}: {said or 'said nothing'}", said, self._process.returncode)
 
     def read_line(self, limit: float) -> bytes:
         """The next line of its standard output; empty if it has ended, or after ``limit`` seconds."""
@@ -143,6 +150,9 @@ class ServerProcess:
         if self._process.stdout is not None:
             self._process.stdout.close()
         self._errors.close()
+        if isinstance(self.place, str):
+            # Who is killed leaves it behind.
+            pathlib.Path(self.place).unlink(missing_ok=True)
         if self._group is not None:
             self._group.remove()
 

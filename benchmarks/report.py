@@ -16,7 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks import targets
-from benchmarks.targets import Rounds, Verdict
+from benchmarks.targets import Figure, Limit, Rounds, Verdict
+
+MIN_ROUNDS = 3
+"""From which on rounds differ in a way that can be said in a figure."""
 
 PACKAGES = ("sockserve", "gevent", "greenlet", "trio", "uvloop")
 PROGRAMS = {
@@ -42,13 +45,24 @@ def work_table(work: str, unit: str, rows: Mapping[str, Sequence[Mapping[str, fl
     base = figures.get("floor", {}).get(unit) if unit == "cpu_us" else None
     widths = [max(10, len(name) + 1) for name in names]
     heading = "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
-    yield f"{work:22}{heading}   {'/ floor' if base else ''}   {unit}: lowest-highest"
+    yield f"{work:22}{heading}   {'/ floor  +-%' if base else ''}   {unit}: lowest-highest"
     for server, each in figures.items():
         cells = (_cell(each.get(name), width) for name, width in zip(names, widths, strict=True))
-        ratio = f"{each[unit] / base:7.2f}" if base and unit in each else " " * 7
+        ratio = ""
+        if base and unit in each:
+            found = Limit("", Figure(work, server, unit), 1.0, Figure(work, "floor", unit)).of_each_round({work: rows})
+            ratio = f"{each[unit] / base:7.2f} {spread(found):>4}"
         values = [row[unit] for row in rows[server] if unit in row]
         span = f"{number(min(values))}-{number(max(values))}" if values else ""
         yield f"  {server:20}{''.join(cells)}   {ratio}   {span}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Half of what lies between the first and the last quarter of the rounds, in percent of their median."""
+    if len(values) < MIN_ROUNDS:
+        return "-"
+    first, middle, last = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{50 * (last - first) / middle:.1f}" if middle else "-"
 
 
 def _cell(value: float | None, width: int) -> str:
@@ -80,7 +94,9 @@ def _verdict_line(verdict: Verdict) -> str:
     unit = f" x {limit.other.work} {limit.other.server}" if limit.other is not None else ""
     if limit.other is not None and limit.other.name != limit.figure.name:
         unit += f" {limit.other.name}"
-    return f"{verdict.word:12} {found:>9} {sign} {limit.factor:g}{unit:34} {limit.figure}"
+    return (
+        f"{verdict.word:12} {found:>9} +-{spread(verdict.rounds):>4} % {sign} {limit.factor:g}{unit:34} {limit.figure}"
+    )
 
 
 def machine() -> dict[str, Any]:

@@ -18,10 +18,10 @@ from typing import NamedTuple, Protocol
 
 from benchmarks import loads
 from benchmarks.contenders import CONTENDERS, Contender
-from benchmarks.processes import ServerProcess, pause, wakeups
+from benchmarks.processes import Place, ServerProcess, pause, wakeups
 
 Figures = dict[str, float]
-Start = Callable[[Contender, str, Collection[int]], ServerProcess]
+Start = Callable[[Contender, str, Collection[int]], contextlib.AbstractContextManager[ServerProcess]]
 
 PING, PONG = b"PING\r\n", b"+PONG\r\n"
 
@@ -40,7 +40,7 @@ class Effort(NamedTuple):
     """Works that do nothing which others do not."""
 
 
-FULL = Effort(share=1.0, warms_up=True, connections=10_000, idle_seconds=60.0, shutdowns=40)
+FULL = Effort(share=1.0, warms_up=True, connections=10_000, idle_seconds=60.0, shutdowns=100)
 SMOKE = Effort(
     share=0.005,
     warms_up=False,
@@ -80,8 +80,8 @@ class Work(Protocol):
         """The figure that is drawn and comes first in the table."""
         ...
 
-    def contenders(self) -> Sequence[Contender]:
-        """Who takes part."""
+    def contenders(self, number: int = 1) -> Sequence[Contender]:
+        """Who takes part in the round of this number."""
         ...
 
     def measure(
@@ -96,20 +96,24 @@ class Rate(NamedTuple):
 
     name: str
     protocol: str
-    load: Callable[[int, int, int], loads.Result]
+    load: Callable[[Place, int, int], loads.Result]
     clients: int
     requests: int
-    """Of a round: about a second of processor time."""
+    """Of a round: from a tenth of a second to a few of processor time, which the kernel counts in microseconds."""
     turns: int
     unit: str = "cpu_us"
 
-    def contenders(self) -> Sequence[Contender]:
+    def contenders(self, number: int = 1) -> Sequence[Contender]:
         """Those that speak the protocol, and can serve so many clients at once."""
-        stays = self.protocol.startswith(("ping", "http-kept"))
         able = (each for each in CONTENDERS if self.protocol in each.protocols)
-        if not stays or self.clients == 1:
+        if not self.stays or self.clients == 1:
             return list(able)
-        return [each for each in able if not each.one_at_a_time and (each.slowness == 1 or self.clients <= 50)]
+        return [each for each in able if not each.one_at_a_time and not (each.forks and self.clients > 50)]
+
+    @property
+    def stays(self) -> bool:
+        """Whether a client keeps its connection."""
+        return self.protocol.startswith(("ping", "http-kept"))
 
     def measure(
         self, contenders: Sequence[Contender], start: Start, places: Places, effort: Effort
@@ -123,12 +127,13 @@ class Rate(NamedTuple):
             for turn in range(turns):
                 # Whoever comes second finds warm caches: let all have that.
                 for each, server in servers if turn % 2 == 0 else reversed(servers):
-                    number = max(FEWEST, self.clients, round(self.requests * effort.share / each.slowness / turns))
+                    slowness = 1 if self.stays else each.slowness
+                    number = max(FEWEST, self.clients, round(self.requests * effort.share / slowness / turns))
                     if turn == 0 and effort.warms_up:
-                        self.load(server.port, self.clients, max(FEWEST, self.clients))
+                        self.load(server.place, self.clients, max(FEWEST, self.clients))
                         settle(server)
                     before = server.cpu_seconds()
-                    result = self.load(server.port, self.clients, number)
+                    result = self.load(server.place, self.clients, number)
                     cpu[each.name] += settle(server) - before
                     results[each.name].append(result)
             memory = {each.name: server.memory() for each, server in servers}
@@ -148,14 +153,14 @@ def _figures(cpu: float, results: Sequence[loads.Result]) -> Figures:
 
 
 SETTLED = 100e-6
-"""Seconds of processor time in a twentieth of a second, below which a server has nothing left to do."""
+"""Seconds of processor time in a fiftieth of a second, below which a server has nothing left to do."""
 
 
 def settle(server: ServerProcess) -> float:
     """Wait until the server has closed what its clients left, at most a second; return its processor time."""
     now = server.cpu_seconds()
-    for _ in range(20):
-        pause(0.05)
+    for _ in range(50):
+        pause(0.02)
         before, now = now, server.cpu_seconds()
         if now - before < SETTLED:
             break
@@ -169,9 +174,9 @@ class Processor(NamedTuple):
     protocol: str = "cpu"
     unit: str = "per_second"
     clients: int = 8
-    requests: int = 2000
+    requests: int = 1000
 
-    def contenders(self) -> Sequence[Contender]:
+    def contenders(self, number: int = 1) -> Sequence[Contender]:
         """Those that have the handler."""
         return [each for each in CONTENDERS if self.protocol in each.protocols]
 
@@ -182,9 +187,9 @@ class Processor(NamedTuple):
         figures = {}
         for each in contenders:
             with start(each, self.protocol, places.both) as server:
-                loads.ab(server.port, self.clients, self.clients * 4)
+                loads.ab(server.place, self.clients, self.clients * 4)
                 before = server.cpu_seconds()
-                result = loads.ab(server.port, self.clients, max(FEWEST, round(self.requests * effort.share)))
+                result = loads.ab(server.place, self.clients, max(FEWEST, round(self.requests * effort.share)))
                 figures[each.name] = _figures(settle(server) - before, [result])
         return figures
 
@@ -202,12 +207,15 @@ class Idle(NamedTuple):
     clients: int = 10
     requests: int = 10_000
 
-    def contenders(self) -> Sequence[Contender]:
-        """Those that can hold them: not in a process each."""
+    def contenders(self, number: int = 1) -> Sequence[Contender]:
+        """Those that can hold them: not in a process each. Those that no target is about, every third time."""
         return [
             each
             for each in CONTENDERS
-            if self.protocol in each.protocols and not each.one_at_a_time and each.slowness == 1
+            if self.protocol in each.protocols
+            and not each.one_at_a_time
+            and not each.forks
+            and (number % 3 == 1 or each.program[0] == "blocking.py")
         ]
 
     def measure(
@@ -224,9 +232,9 @@ class Idle(NamedTuple):
         count = min(effort.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 200)
         step = count // 10
         requests = max(FEWEST, round(self.requests * effort.share))
-        ask = functools.partial(loads.redis_benchmark, server.port, self.clients, requests, keep=False)
-        ask()
-        alone = ask()
+        ask = functools.partial(loads.redis_benchmark, server.place, self.clients, keep=False)
+        ask(requests // 10)
+        alone = ask(requests)
         settle(server)
         memory = server.memory()
         marks = [server.cpu_seconds()]
@@ -234,12 +242,14 @@ class Idle(NamedTuple):
             connections: list[socket.socket] = []
             for _ in range(10):
                 for _ in range(step):
-                    connections.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 60.0)))
+                    connections.append(stack.enter_context(socket.socket()))
+                    connections[-1].settimeout(60.0)
+                    connections[-1].connect(("127.0.0.1", server.place))
                     _ask(connections[-1])
                 marks.append(settle(server))
             held = server.memory() - memory
             threads = server.threads()
-            among = ask()
+            among = ask(requests)
             # They have been kept all the time.
             for connection in connections[::10]:
                 _ask(connection)
@@ -271,9 +281,10 @@ class Shutdown(NamedTuple):
     protocol: str = "connect"
     unit: str = "busy_p99_ms"
 
-    def contenders(self) -> Sequence[Contender]:
-        """Those that have the method; of models with different numbers of workers, one."""
-        return [each for each in CONTENDERS if each.program[0] == "blocking.py" and self.protocol in each.protocols]
+    def contenders(self, number: int = 1) -> Sequence[Contender]:
+        """Those that have the method, once: a hundred times is often enough."""
+        able = [each for each in CONTENDERS if each.program[0] == "blocking.py" and self.protocol in each.protocols]
+        return able if number == 1 else []
 
     def measure(
         self, contenders: Sequence[Contender], start: Start, places: Places, effort: Effort
@@ -282,26 +293,22 @@ class Shutdown(NamedTuple):
         figures: dict[str, Figures] = {}
         for each in contenders:
             # A shutdown of the standard library's takes a quarter of a second.
-            times = max(1, effort.shutdowns // (10 if each.group == "stdlib" else 1))
+            times = max(1, effort.shutdowns // (20 if each.group == "stdlib" else 1))
+            program = ("shutdown_server.py", str(times), *each.program[1:])
             figures[each.name] = {}
-            for kind in ("idle", "busy"):
-                program = ("shutdown_server.py", str(times), kind, *each.program[1:])
-                with (
-                    start(each._replace(program=program), self.protocol, {places.server}) as server,
-                    contextlib.ExitStack() as stack,
-                ):
-                    if kind == "busy":
-                        stack.enter_context(endless_clients(server.port))
-                    took = sorted(json.loads(server.read_line(times * 2 + 60.0)))
-                figures[each.name] |= {
-                    f"{kind}_p50_ms": statistics.median(took),
-                    f"{kind}_p99_ms": percentile(took, 99),
-                }
+            with start(each._replace(program=program), self.protocol, {places.server}) as server:
+                for kind, clients in (("idle", contextlib.nullcontext()), ("busy", endless_clients(server.place))):
+                    with clients:
+                        took = sorted(json.loads(server.read_line(times * 2 + 60.0)))
+                    figures[each.name] |= {
+                        f"{kind}_p50_ms": statistics.median(took),
+                        f"{kind}_p99_ms": percentile(took, 99),
+                    }
         return figures
 
 
 @contextlib.contextmanager
-def endless_clients(port: int) -> Iterator[None]:
+def endless_clients(port: Place) -> Iterator[None]:
     """Fifty clients that connect, ask, and connect again, for the length of a block."""
     command = ["ab", "-q", "-r", "-s", "60", "-c", "50", "-n", "1000000000", f"http://127.0.0.1:{port}/"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as clients:
@@ -324,9 +331,9 @@ class Wakeups(NamedTuple):
     protocol: str = "connect"
     unit: str = "per_minute"
 
-    def contenders(self) -> Sequence[Contender]:
-        """Those that keep connections, or serve one at a time."""
-        return [each for each in CONTENDERS if self.protocol in each.protocols]
+    def contenders(self, number: int = 1) -> Sequence[Contender]:
+        """All, once: what never happens need not be looked for five times, two minutes each."""
+        return [each for each in CONTENDERS if self.protocol in each.protocols] if number == 1 else []
 
     def measure(
         self, contenders: Sequence[Contender], start: Start, places: Places, effort: Effort
@@ -337,7 +344,7 @@ class Wakeups(NamedTuple):
                 each.name: stack.enter_context(start(each, self.protocol, {places.server})) for each in contenders
             }
             for server in servers.values():
-                loads.ab(server.port, 1, 10)
+                loads.ab(server.place, 1, 10)
             for server in servers.values():
                 settle(server)
             # Workers that a pool no longer needs leave it after a minute.
@@ -350,22 +357,23 @@ class Wakeups(NamedTuple):
             }
 
 
-def _wrk(port: int, clients: int, requests: int) -> loads.Result:
+def _wrk(port: Place, clients: int, requests: int) -> loads.Result:
     # It counts seconds, not requests.
     return loads.wrk(port, clients, requests / 10_000)
 
 
 WORKS: Sequence[Work] = (
-    Rate("ping1", "ping", loads.redis_benchmark, clients=1, requests=20_000, turns=4),
-    Rate("ping50", "ping", loads.redis_benchmark, clients=50, requests=100_000, turns=2),
-    Rate("ping500", "ping", loads.redis_benchmark, clients=500, requests=100_000, turns=2),
-    Rate("ping2000", "ping", loads.redis_benchmark, clients=2000, requests=200_000, turns=1),
-    Rate("ping-stream", "ping-stream", loads.redis_benchmark, clients=50, requests=60_000, turns=4),
-    Rate("connect", "connect", loads.ab, clients=50, requests=20_000, turns=4),
-    Rate("connect-stream", "connect-stream", loads.ab, clients=50, requests=20_000, turns=4),
-    Rate("udp", "udp", loads.dnsperf, clients=50, requests=60_000, turns=4),
-    Rate("http", "http", loads.ab, clients=50, requests=6_000, turns=2),
-    Rate("http-kept", "http-kept", _wrk, clients=50, requests=30_000, turns=1),
+    Rate("ping1", "ping", loads.redis_benchmark, clients=1, requests=5_000, turns=2),
+    Rate("ping50", "ping", loads.redis_benchmark, clients=50, requests=25_000, turns=2),
+    Rate("ping500", "ping", loads.redis_benchmark, clients=500, requests=50_000, turns=1),
+    Rate("ping2000", "ping", loads.redis_benchmark, clients=2000, requests=50_000, turns=1),
+    Rate("ping-stream", "ping-stream", loads.redis_benchmark, clients=50, requests=30_000, turns=2),
+    Rate("ping-unix", "ping-unix", loads.redis_benchmark, clients=50, requests=30_000, turns=2),
+    Rate("connect", "connect", loads.ab, clients=50, requests=8_000, turns=2),
+    Rate("connect-stream", "connect-stream", loads.ab, clients=50, requests=8_000, turns=2),
+    Rate("udp", "udp", loads.dnsperf, clients=50, requests=20_000, turns=2),
+    Rate("http", "http", loads.ab, clients=50, requests=3_000, turns=2),
+    Rate("http-kept", "http-kept", _wrk, clients=50, requests=10_000, turns=1),
     Idle(),
     Processor(),
     Shutdown(),

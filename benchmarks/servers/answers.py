@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 
 BACKLOG = 4096
 """Of every listener: with a short one connections are dropped, and clients wait a second to try again."""
@@ -28,7 +30,12 @@ def work_hard() -> int:
     return total
 
 
-def announce(port: int) -> None:
-    """Say where this server listens; from here on it is measured."""
-    sys.stdout.write(f"{port}\n")
+def unix_path() -> str:
+    """Where a Unix socket may be made; whoever kills this server removes it."""
+    return f"{tempfile.gettempdir()}/sockserve-bench-{os.getpid()}.sock"
+
+
+def announce(place: object) -> None:
+    """Say where this server listens, its port or its path; from here on it is measured."""
+    sys.stdout.write(f"{place}\n")
     sys.stdout.flush()

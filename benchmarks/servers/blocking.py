@@ -11,7 +11,7 @@ import importlib
 import sys
 from typing import Any
 
-from answers import BACKLOG, BODY, PAGE, PONG, announce, dns_answer, work_hard
+from answers import BACKLOG, BODY, PAGE, PONG, announce, dns_answer, unix_path, work_hard
 
 NO_SUCH_MODEL = 3
 
@@ -109,6 +109,7 @@ def handler_class(module: Any, model: str, work: str) -> Any:
         return type("Handler", (Pages,), {"protocol_version": version})
     handle = {
         "ping": ping_parked if model == "pool" else ping,
+        "ping-unix": ping_parked if model == "pool" else ping,
         "ping-stream": ping_stream,
         "connect": connect,
         "connect-stream": connect_stream,
@@ -126,11 +127,12 @@ def server_class(module: Any, model: str, work: str, is_preforking: bool) -> Any
         mixin = MIXINS[model]
         bases = (http.server.HTTPServer,) if mixin is None else (getattr(module, mixin), http.server.HTTPServer)
     elif module.__name__ == "socketserver":
-        bases = (getattr(module, STDLIB[model].format("UDP" if work == "udp" else "TCP")),)
+        family = {"udp": "UDP", "ping-unix": "UnixStream"}.get(work, "TCP")
+        bases = (getattr(module, STDLIB[model].format(family)),)
     else:
         from sockserve.ready_made import server_class  # noqa: PLC0415 - the standard library's servers do without
 
-        bases = (server_class(model, "udp" if work == "udp" else "tcp"),)
+        bases = (server_class(model, {"udp": "udp", "ping-unix": "unix"}.get(work, "tcp")),)
     if is_preforking:
         bases = (module.PreForkMixIn, *bases)
     return type("Server", bases, {})
@@ -149,7 +151,13 @@ def make_server(module_name: str, model: str, work: str, number: int = 0, proces
         cls.max_workers = number
     if processes:
         cls.processes = processes
-    return cls(("127.0.0.1", 0), handler_class(module, model, work))
+    address = unix_path() if work == "ping-unix" else ("127.0.0.1", 0)
+    return cls(address, handler_class(module, model, work))
+
+
+def announce_server(server: Any) -> None:
+    """Say where it listens."""
+    announce(server.server_address if isinstance(server.server_address, str) else server.server_address[1])
 
 
 def main() -> None:
@@ -160,7 +168,7 @@ def main() -> None:
     except (AttributeError, ImportError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(NO_SUCH_MODEL)
-    announce(server.server_address[1])
+    announce_server(server)
     server.serve_forever()
 
 

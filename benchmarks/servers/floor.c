@@ -1,9 +1,10 @@
-/* The floor: what the system calls of a request cost when nothing is around them.  floor ping|connect|udp [blocking]
+/* The floor: what the system calls of a request cost when nothing is around them.  floor ping|ping-unix|connect|udp [blocking]
 
    One thread, one epoll, non-blocking sockets, and the same calls as a server in Python has to make: accept, recv, send,
-   shutdown, close. Binds a free port of 127.0.0.1, writes its number and a newline, and serves until it is killed.
+   shutdown, close. Binds a free port of 127.0.0.1, or a Unix socket; writes the number or the path and a newline, and serves
+   until it is killed.
 
-   "ping" answers on kept connections, "connect" answers and closes, "udp" turns a DNS query into an answer. With
+   "ping" and "ping-unix" answer on kept connections, "connect" answers and closes, "udp" turns a DNS query into an answer. With
    "blocking" an accepted connection is waited for, and served to its end before the next: cheaper, and at the mercy of
    any client that says nothing. */
 
@@ -17,6 +18,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define BACKLOG 4096
@@ -40,6 +42,18 @@ static int bound(int kind) {
     if (kind == SOCK_STREAM && listen(fd, BACKLOG)) die("listen");
     if (getsockname(fd, (struct sockaddr *)&name, &length)) die("getsockname");
     printf("%d\n", ntohs(name.sin_port));
+    fflush(stdout);
+    return fd;
+}
+
+static int bound_unix(void) {
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    const char *directory = getenv("TMPDIR");
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    snprintf(name.sun_path, sizeof name.sun_path, "%s/sockserve-bench-%d.sock", directory ? directory : "/tmp",
+             (int)getpid());
+    if (fd < 0 || bind(fd, (struct sockaddr *)&name, sizeof name) || listen(fd, BACKLOG)) die("bind");
+    printf("%s\n", name.sun_path);
     fflush(stdout);
     return fd;
 }
@@ -101,14 +115,15 @@ static void answer_all_datagrams(void) {
 
 int main(int argc, char **argv) {
     struct epoll_event events[EVENTS];
-    int count, each, is_udp;
+    int count, each, is_udp, is_unix;
     if (argc != 2 && argc != 3) return 2;
     if (argc == 3) mode = 0;
     is_udp = !strcmp(argv[1], "udp");
-    keeps = !strcmp(argv[1], "ping");
+    is_unix = !strcmp(argv[1], "ping-unix");
+    keeps = is_unix || !strcmp(argv[1], "ping");
     poller = epoll_create1(EPOLL_CLOEXEC);
     if (poller < 0) die("epoll_create1");
-    listener = bound(is_udp ? SOCK_DGRAM : SOCK_STREAM);
+    listener = is_unix ? bound_unix() : bound(is_udp ? SOCK_DGRAM : SOCK_STREAM);
     watch(listener);
     for (;;) {
         count = epoll_wait(poller, events, EVENTS, -1);

@@ -1,6 +1,7 @@
-"""Times shutdown(): ``shutdown_server.py TIMES idle|busy``, and then as blocking.py.
+"""Times shutdown(): ``shutdown_server.py TIMES``, and then as blocking.py.
 
-Writes its port, and when it is through a line of JSON: the milliseconds of each. "busy": lets clients begin first.
+Writes its port, and two lines of JSON, the milliseconds of each: of as many times without clients, and of as many after
+those have had a moment to begin.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ import threading
 import time
 from typing import Any
 
-from answers import announce
-from blocking import NO_SUCH_MODEL, make_server
+from blocking import NO_SUCH_MODEL, announce_server, make_server
 
-ASLEEP = 0.03
+ASLEEP = 0.02
 """Seconds after which a loop that has begun is in the middle of what it does: waiting, or serving."""
 
 POLL_INTERVAL = 0.5
@@ -37,18 +37,19 @@ def shutdown_once(server: Any, seconds: float) -> float:
 
 def main() -> None:
     """All of them."""
-    times, kind, module_name, model, work, *numbers = sys.argv[1:]
+    times, module_name, model, work, *numbers = sys.argv[1:]
     try:
         server = make_server(module_name, model, work, *map(int, numbers))
     except (AttributeError, ImportError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(NO_SUCH_MODEL)
-    announce(server.server_address[1])
-    shutdown_once(server, CLIENTS_BEGIN if kind == "busy" else ASLEEP)
+    announce_server(server)
     spread = POLL_INTERVAL if module_name == "socketserver" else ASLEEP
-    took = [shutdown_once(server, ASLEEP + spread * each / int(times)) for each in range(int(times))]
-    sys.stdout.write(f"{json.dumps(took)}\n")
-    sys.stdout.flush()
+    for first in (ASLEEP, CLIENTS_BEGIN):
+        shutdown_once(server, first)
+        took = [shutdown_once(server, ASLEEP + spread * each / int(times)) for each in range(int(times))]
+        sys.stdout.write(f"{json.dumps(took)}\n")
+        sys.stdout.flush()
     server.server_close()
 
 
