@@ -33,6 +33,8 @@ class SocketWriter(io.BufferedIOBase):
             self._sock.sendall(data)
         except TimeoutError as error:
             raise PeerTimeoutError(*error.args) from error
+        if type(data) is bytes:
+            return len(data)
         with memoryview(data) as view:
             return view.nbytes
 
@@ -56,20 +58,42 @@ class RawWriter(socket.SocketIO):
             raise PeerTimeoutError(*error.args) from error
 
 
-class SocketReader(socket.SocketIO):
-    """The bytes of a connection, to be buffered by a StreamReader.
+class SocketReader(io.RawIOBase):
+    """The bytes of a connection, to be buffered by a StreamReader. To others it is what ``socket.SocketIO`` is.
 
     A time-out is "no bytes yet" to the buffer above, which then hands over what it has collected, and the StreamReader
     brings that back here with ``unread()`` before it raises.
     """
 
+    # A file is made for each connection: what it begins with costs nothing here.
+    mode = "rb"
+    timed_out = False
+    is_dry = False
+    """Whether to leave the connection alone, and give only what was put back."""
+    _unread = b""
+
     def __init__(self, connection: socket.socket) -> None:
-        super().__init__(connection, "r")
+        self._sock = connection
         _hold(connection)
-        self._unread = b""
-        self.timed_out = False
-        self.is_dry = False
-        """Whether to leave the connection alone, and give only what was put back."""
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """0. A buffer asks for it once, and an exception that said no would cost as much as all else that it does."""
+        return 0
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        if self.closed:
+            raise ValueError("I/O operation on closed socket.")
+        return self._sock.fileno()
+
+    @property
+    def name(self) -> int:
+        """The socket's descriptor; -1 once it is closed."""
+        return -1 if self.closed else self._sock.fileno()
 
     def readinto(self, b: Any) -> int | None:
         """Read at most ``len(b)`` bytes; None if there are none yet, 0 at end-of-file."""
@@ -83,13 +107,18 @@ class SocketReader(socket.SocketIO):
         if self.is_dry:
             return None
         try:
-            received = cast("int", self._sock.recv_into(b))  # type: ignore[attr-defined]
+            return self._sock.recv_into(b)
         except TimeoutError:
             self.timed_out = True
             return None
         except BlockingIOError:
             return None
-        return received
+
+    def close(self) -> None:
+        """Let go of the socket, which is closed now if its owner closed it before. Idempotent."""
+        if not self.closed:
+            super().close()
+            self._sock._decref_socketios()  # type: ignore[attr-defined]  # noqa: SLF001 - what SocketIO does
 
     def unread(self, data: bytes) -> None:
         """Put back what was read last, to be read again first."""
@@ -141,6 +170,9 @@ class StreamReader(io.BufferedReader):
         if self._source.timed_out:
             self._time_out(bytes(memoryview(buffer).cast("B")[: count or 0]))
         return count
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation("seek")
 
     def buffered(self) -> bytes:
         """What has been read ahead of whoever reads this file; it stays there. Does not touch the connection."""
