@@ -235,16 +235,16 @@ def open_reader(connection: Any, buffer_size: int) -> io.BufferedIOBase:
         return cast("io.BufferedIOBase", connection.makefile("rb", buffer_size))
     if buffer_size == 0:
         return cast("io.BufferedIOBase", UnbufferedReader(connection))
-    return cast("io.BufferedIOBase", StreamReader(SocketReader(connection), _size(buffer_size)))
+    return StreamReader(SocketReader(connection), _size(buffer_size))
 
 
 def open_writer(connection: Any, buffer_size: int) -> io.BufferedIOBase:
     """Open a file to write to a connection; 0: every write is sent whole, else as for ``socket.makefile()``."""
     if buffer_size == 0:
-        return cast("io.BufferedIOBase", SocketWriter(connection))
+        return SocketWriter(connection)
     if not _opens_plain_files(connection):
         return cast("io.BufferedIOBase", connection.makefile("wb", buffer_size))
-    return cast("io.BufferedIOBase", io.BufferedWriter(RawWriter(connection), _size(buffer_size)))
+    return io.BufferedWriter(RawWriter(connection), _size(buffer_size))
 
 
 def _opens_plain_files(connection: Any) -> bool:
