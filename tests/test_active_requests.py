@@ -237,7 +237,7 @@ def test_whoever_waits_hears_of_the_close_of_a_kept_request(keeping: Keeping) ->
         answers: list[bool] = []
         waiting = threading.Thread(target=lambda: answers.append(keeping.wait_idle(LIMIT)))
         waiting.start()
-        wait_until(lambda: table_of(keeping)._watchers)
+        wait_until(lambda: table_of(keeping).watchers)
         begin = time.monotonic()
         keeping.close_request(keeping.kept[0])
         waiting.join(LIMIT)
@@ -292,7 +292,7 @@ def test_every_change_is_told_once() -> None:
         assert not any(event.is_set() for event in events)
         change()
         assert all(event.is_set() for event in events)
-        assert table._watchers == []
+        assert table.watchers == []
 
 
 def test_the_table_is_exact_under_threads() -> None:

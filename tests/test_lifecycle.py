@@ -351,7 +351,7 @@ def test_two_threads_may_drain_at_once(running: Running, gate: type[Gate]) -> No
         for thread in threads:
             thread.start()
         # Whoever drains comes to wait for the next change of the table.
-        wait_until(lambda: len(table_of(server)._watchers) >= 2)
+        wait_until(lambda: len(table_of(server).watchers) >= 2)
         gate.opened.set()
         for thread in threads:
             thread.join(LIMIT)

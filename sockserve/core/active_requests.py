@@ -55,12 +55,12 @@ class ParkingPlace(Protocol):
 class LiveRequest:
     """A request in progress as the server itself sees it; observers read it, and write nothing."""
 
-    state = "accept"
+    state: str
     """Where in its life it is, in the words of ``ActiveRequest.state``."""
-    handler: Any = None
+    handler: Any
     outcome = "handled"
     """What became of it, so far: "handled", "refused", "failed", or "left" (the peer did, before the end)."""
-    detached = False
+    detached: bool
     """Whether ``detach_request()`` gave its socket away, so that the server must not close it."""
     thread: int | None
     """The identity of the thread that serves it; None while nobody in this process does."""
@@ -74,7 +74,7 @@ class LiveRequest:
     """Who serves it, if that is not this process."""
 
     # While its handler waits for its client, in a pool.
-    go_on: Callable[[bool], object] | None = None
+    go_on: Callable[[bool], object] | None
     """Makes its handler go on: with the question whether there is input already answered, or not."""
     context: Any = None
     """The context variables of its handler."""
@@ -97,6 +97,11 @@ class LiveRequest:
         self.request = request
         self.client_address = client_address
         self.since = time.monotonic()
+        # What changes in every life is no attribute of the class, beside which it would be slower to find.
+        self.state = "accept"
+        self.handler = None
+        self.detached = False
+        self.go_on = None
         # Whoever enters it serves it, or gives it away: nobody waits in that thread for its end.
         self.thread = threading.get_ident()
 
@@ -122,9 +127,10 @@ class ActiveRequests:
     """The requests of one server that were accepted and not yet closed."""
 
     def __init__(self) -> None:
-        # By identity: a datagram's request is a tuple, and equal ones may be served at once.
-        self._live: dict[int, LiveRequest] = {}
-        self._watchers: list[Callable[[], None]] = []
+        # For every request its life does here, in place, what enter(), find() and discard() do: calls that are felt.
+        self.by_id: dict[int, LiveRequest] = {}
+        """By identity: a datagram's request is a tuple, and equal ones may be served at once."""
+        self.watchers: list[Callable[[], None]] = []
         self.lot: ParkingPlace | None = None
         """Where those that come in now may be parked."""
         # Guards the change between "verify", "kept" and being served; no verb of a server takes it.
@@ -138,13 +144,13 @@ class ActiveRequests:
 
     def enter(self, live: LiveRequest) -> None:
         """As ``add()``, for a record that its maker holds already."""
-        self._live[live.key] = live
-        if self._watchers:
-            self._tell_watchers()
+        self.by_id[live.key] = live
+        if self.watchers:
+            self.tell_watchers()
 
     def take(self, request: Any) -> LiveRequest | None:
         """The record of a request that the caller is going to serve, or to give to a worker."""
-        live = self._live.get(id(request))
+        live = self.by_id.get(id(request))
         if live is None or live.state not in ("verify", "kept"):
             return live
         with self._keeping:
@@ -158,7 +164,7 @@ class ActiveRequests:
 
     def find(self, request: Any) -> LiveRequest | None:
         """The record of a request that is being served."""
-        return self._live.get(id(request))
+        return self.by_id.get(id(request))
 
     def keep(self, live: LiveRequest, gone: Callable[[], object]) -> bool:
         """Let go of a request that nobody took, but not of its record, until somebody does or the request is gone.
@@ -179,26 +185,26 @@ class ActiveRequests:
 
     def replace(self, live: LiveRequest, request: Any) -> None:
         """Find the record by what ``prepare_request()`` made of its request from now on."""
-        self._live.pop(live.key, None)
+        self.by_id.pop(live.key, None)
         live.request = request
         live.key = id(request)
-        self._live[live.key] = live
+        self.by_id[live.key] = live
 
     def keep_only(self, live: LiveRequest) -> None:
         """Forget all others, and whoever waits: this process is a child that has nothing to do with them."""
-        self._watchers.clear()
-        self._live = {live.key: live}
+        self.watchers.clear()
+        self.by_id = {live.key: live}
 
     def discard(self, live: LiveRequest) -> None:
         """Strike a request out. No effect on one that is not in the table."""
-        self._live.pop(live.key, None)
-        if self._watchers:
-            self._tell_watchers()
+        self.by_id.pop(live.key, None)
+        if self.watchers:
+            self.tell_watchers()
 
     def all(self) -> list[LiveRequest]:
         """Those in progress now, oldest first."""
         # copy() is atomic, iteration is not.
-        found = self._live.copy().values()
+        found = self.by_id.copy().values()
         for live in found:
             live.is_shared = True
         # Again: before that it may have become another request's, or nobody's. Of what is kept a worker may take one
@@ -206,7 +212,7 @@ class ActiveRequests:
         return [
             live
             for live in found
-            if self._live.get(live.key) is live and ((kept := live.kept) is None or _is_open(kept()))
+            if self.by_id.get(live.key) is live and ((kept := live.kept) is None or _is_open(kept()))
         ]
 
     def others(self) -> list[LiveRequest]:
@@ -225,16 +231,17 @@ class ActiveRequests:
 
     def on_next_change(self, callback: Callable[[], None]) -> None:
         """Call back once, in whichever thread, at the next such change."""
-        self._watchers.append(callback)
+        self.watchers.append(callback)
 
     def touch(self) -> None:
         """Set the events of ``next_change()``: something else happened that whoever waits may be waiting for."""
-        self._tell_watchers()
+        self.tell_watchers()
 
-    def _tell_watchers(self) -> None:
+    def tell_watchers(self) -> None:
+        """Call whoever waits for a change."""
         while True:
             try:
-                callback = self._watchers.pop()
+                callback = self.watchers.pop()
             except IndexError:
                 return
             callback()

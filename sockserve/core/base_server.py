@@ -338,8 +338,12 @@ class BaseServer(Generic[RequestT, AddressT]):
             if acceptor.delay:
                 acceptor.recovered()
             events = acceptor.events
-            # A standard library's server, which a pool takes requests for in this way too, has none.
-            if events.observers is not getattr(self, "observers", events.observers):
+            try:
+                is_current = events.observers is self.observers
+            except AttributeError:
+                # A standard library's server, which a pool takes requests for in this way too, has none.
+                is_current = True
+            if not is_current:
                 events = acceptor.events = events_of(self)
             spare = acceptor.spare
             if spare is not None and spare.events is events:

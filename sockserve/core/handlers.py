@@ -35,16 +35,18 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
     server: ServerT
 
     _handle_raised = False
-    _asked_to_keep_open = False
     _can_be_kept_open = False
 
     def __init__(self, request: RequestT, client_address: AddressT, server: ServerT) -> None:
         self.request = request
         self.client_address = client_address
         self.server = server
-        # Absent from a standard library's server, and from what tests pass for one.
-        table: ActiveRequests | None = getattr(server, "_serving_live_table", None)
-        live = None if table is None else table.find(request)
+        self._asked_to_keep_open = False
+        try:
+            live = server._serving_live_table.by_id.get(id(request))
+        except AttributeError:
+            # A standard library's server, or what tests pass for one.
+            live = None
         if live is not None:
             live.handler = self
         try:

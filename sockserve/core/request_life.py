@@ -61,8 +61,9 @@ def takes_record(step: Callable[[Any, LiveRequest], None]) -> Callable[[Hook], H
 
 def call(hook: Any, server: Any, live: LiveRequest) -> None:
     """Call ``hook(request, client_address)``; without the look-up if it is one that was marked."""
-    step = _STEPS.get(getattr(hook, "__func__", None))
-    if step is None:
+    try:
+        step = _STEPS[hook.__func__]
+    except (AttributeError, KeyError, TypeError):
         hook(live.request, live.client_address)
     else:
         step(server, live)
@@ -70,9 +71,12 @@ def call(hook: Any, server: Any, live: LiveRequest) -> None:
 
 def take(server: Any, live: LiveRequest) -> None:
     """Verify what ``get_request()`` returned and hand it to ``process_request()``."""
+    table = live.table
     try:
         # Here and not before: an exception of a signal handler must not leave it in the table.
-        live.table.enter(live)
+        table.by_id[live.key] = live
+        if table.watchers:
+            table.tell_watchers()
         events = live.events
         if events.accept:
             Events.emit(events.accept, server, live)
@@ -90,7 +94,7 @@ def take(server: Any, live: LiveRequest) -> None:
         _give_up(server, live)
         raise
     # Still "verify": a subclass's process_request() served it in its own way, or keeps it for process_request_thread().
-    if live.state == "verify" and not live.table.keep(live, functools.partial(forget, server, live)):
+    if live.state == "verify" and not table.keep(live, functools.partial(forget, server, live)):
         forget(server, live)
 
 
@@ -263,7 +267,10 @@ def forget(server: Any, live: LiveRequest) -> None:
     # The observers first: who waits for an idle server reads exact counters then.
     if live.events.shutdown:
         Events.emit(live.events.shutdown, server, live)
-    live.table.discard(live)
+    table = live.table
+    table.by_id.pop(live.key, None)
+    if table.watchers:
+        table.tell_watchers()
 
 
 def drain_one(server: Any, live: LiveRequest) -> None:

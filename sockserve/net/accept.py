@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import select
 import socket
 import struct
@@ -48,7 +47,7 @@ def counter_of(listener: socket.socket) -> Callable[[], int]:
     On Linux a TCP listener counts them, and asking it does not let other threads have the interpreter meanwhile.
     A closed listener, or one that another thread closes now, has none.
     """
-    ask: Callable[[], int] = functools.partial(_queue_length, listener)
+    ask = _length_of_queue(listener)
     try:
         # Elsewhere TCP_INFO may exist, and have another layout.
         can_count = sys.platform == "linux" and ask() >= 0
@@ -71,9 +70,16 @@ def counter_of(listener: socket.socket) -> Callable[[], int]:
     return count
 
 
-def _queue_length(listener: socket.socket) -> int:
-    length: int = _UNACKED.unpack(listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED.size))[0]
-    return length
+def _length_of_queue(listener: socket.socket) -> Callable[[], int]:
+    # Once for nearly every request: what does not change is looked up here.
+    getsockopt, unpack, size = listener.getsockopt, _UNACKED.unpack, _UNACKED.size
+    level, option = int(socket.IPPROTO_TCP), getattr(socket, "TCP_INFO", -1)
+
+    def ask() -> int:
+        (length,) = unpack(getsockopt(level, option, size))
+        return length
+
+    return ask
 
 
 def _readiness_of(listener: socket.socket) -> Callable[[], int]:
