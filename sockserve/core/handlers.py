@@ -42,13 +42,12 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         self.client_address = client_address
         self.server = server
         self._asked_to_keep_open = False
-        try:
-            live = server._serving_live_table.by_id.get(id(request))
-        except AttributeError:
-            # A standard library's server, or what tests pass for one.
-            live = None
-        if live is not None:
-            live.handler = self
+        # Absent from a standard library's server, and from what tests pass for one.
+        table: ActiveRequests | None = getattr(server, "_serving_live_table", None)
+        if table is not None:
+            live = table.by_id.get(id(request))
+            if live is not None:
+                live.handler = self
         try:
             self.setup()
         except BaseException:

@@ -76,6 +76,7 @@ def _length_of_queue(listener: socket.socket) -> Callable[[], int]:
     level, option = int(socket.IPPROTO_TCP), getattr(socket, "TCP_INFO", -1)
 
     def ask() -> int:
+        length: int
         (length,) = unpack(getsockopt(level, option, size))
         return length
 
