@@ -115,7 +115,9 @@ def take_again(server: Any, live: LiveRequest, request: Any, client_address: Any
     live.since = time.monotonic()
     live.state = "verify"
     try:
-        table.enter(live)
+        table.by_id[live.key] = live
+        if table.watchers:
+            table.tell_watchers()
         if not server.verify_request(request, client_address):
             _refuse(server, live)
             return False
@@ -131,7 +133,9 @@ def take_again(server: Any, live: LiveRequest, request: Any, client_address: Any
             if not live.detached:
                 server.shutdown_request(prepared)
         finally:
-            table.discard(live)
+            table.by_id.pop(live.key, None)
+            if table.watchers:
+                table.tell_watchers()
     except Exception as error:
         _report(server, live, error)
         return False
