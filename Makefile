@@ -5,6 +5,7 @@
 ## make check     lint, formatting, types
 ## make compat    run CPython's own tests of everything that uses socketserver against sockserve
 ## make bench     measure against the C floor, stdlib and the peers   (WORK=ping50 MODEL=greenlet ROUNDS=3 for a part)
+## make bench-page    write what runs found into the documents    (RESULTS="one/results.json two/results.json")
 ## make bench-smoke   start everything that `bench` starts, for a few hundred requests each
 ## make dist      build what would be published, and try it in an environment of its own
 ## make docs      build the documents as HTML, with every warning an error
@@ -15,6 +16,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+RESULTS ?= benchmarks/results/results.json
 ADDRESS ?= tcp://127.0.0.1:8000
 # program:Debian package; what the tests start as a user would
 PROGRAMS ?= curl:curl dig:bind9-dnsutils logger:bsdutils nc:netcat-openbsd openssl:openssl \
@@ -25,7 +27,7 @@ VENV := .venv-$(VERSION)
 IN_VENV := $(VENV)/bin/python
 PIP := $(IN_VENV) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run test check compat bench bench-smoke docs docs-serve dist coverage format clean environments programs
+.PHONY: help run test check compat bench bench-page bench-smoke docs docs-serve dist coverage format clean environments programs
 # Two targets would install into one environment at the same time.
 .NOTPARALLEL:
 
@@ -51,6 +53,9 @@ bench bench-smoke: PROGRAMS := $(BENCH_PROGRAMS)
 
 bench: $(VENV)/made-for-bench programs
 	$(if $(FREE_THREADED),FREE_THREADED=$(FREE_THREADED)) $(IN_VENV) -m benchmarks $(if $(WORK),--work $(WORK)) $(if $(MODEL),--model $(MODEL)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
+
+bench-page: $(VENV)/made-for-bench
+	$(IN_VENV) -m benchmarks.page $(RESULTS)
 
 bench-smoke: $(VENV)/made-for-bench programs
 	$(IN_VENV) -m benchmarks --smoke $(ARGS)

@@ -17,5 +17,6 @@ machine does meets all alike. See docs/explanation/performance.md.
 #   targets      P1 to P13, and the verdicts
 #   report       the tables and the JSON
 #   plots        the pictures
+#   page         what runs found, in the documents
 #   __main__     rounds, and the command line
 #   servers/     the programs that are measured

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from benchmarks.contenders import BY_NAME, OURS
 from benchmarks.report import medians, number
@@ -20,17 +20,24 @@ WORDS = {
 FLOOR, OUR, OTHER = "#888888", "#1f77b4", "#d9a441"
 
 
-def draw(rounds: Rounds, units: Mapping[str, str], directory: pathlib.Path) -> list[pathlib.Path]:
-    """Write the pictures as SVG; return their paths. Raises ImportError without matplotlib (the extra ``bench``)."""
+def draw(
+    rounds: Rounds, units: Mapping[str, str], directory: pathlib.Path, bars: Collection[str] = ()
+) -> list[pathlib.Path]:
+    """Write the pictures as SVG, of some works or of all; return their paths.
+
+    Raises ImportError without matplotlib (the extra ``bench``).
+    """
     import matplotlib  # noqa: ICN001, PLC0415 - an extra, and half a second
 
     matplotlib.use("svg")
+    # Words stay words, a tenth of the size; and the same figures give the same file.
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "sockserve"}
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for work, rows in rounds.items():
         unit = units[work]
         values = {name: value for name, each in rows.items() if (value := medians(each).get(unit)) is not None}
-        if values:
+        if values and (not bars or work in bars):
             paths.append(
                 _bars(work, unit, values, {name: [row[unit] for row in rows[name]] for name in values}, directory)
             )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from benchmarks import contenders, loads, processes, report, targets, works
+from benchmarks import contenders, loads, page, processes, report, targets, works
 from benchmarks.__main__ import selected
 from benchmarks.processes import ControlGroup, ServerDiedError, ServerProcess, control_groups
 from benchmarks.targets import Figure, Limit
@@ -256,6 +256,38 @@ def test_the_tables_are_readable() -> None:
     lines = list(report.work_table("connect", "cpu_us", ROUNDS["connect"]))
     assert re.search(r"^  pool +25\.00 +1\.25 +61\.7 +24\.00-90\.00$", lines[1])
     assert any("P1 " in line for line in report.verdict_table(targets.judge(ROUNDS)))
+
+
+RUN = {
+    "cores": 2,
+    "processor": "a processor",
+    "system": "a system",
+    "python": "3.11.7 (main)",
+    "packages": {},
+    "begun": "today",
+    "commit": "abc",
+    "caveats": [],
+    "left_out": {"trio": "needs it"},
+    "rounds": ROUNDS,
+}
+
+
+def test_what_runs_found_is_written_between_the_markers(tmp_path: pathlib.Path) -> None:
+    """The medians of each run and the misses with their figures, and again the same if it is there already."""
+    document = tmp_path / "page.md"
+    document.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n", "utf-8")
+    page.replace(document, page.performance([RUN, RUN]))
+    written = document.read_text("utf-8")
+    assert written.startswith(f"before\n{page.BEGIN}\n\nMeasured on 2 cores")
+    assert written.endswith(f"\n\n{page.END}\nafter\n")
+    assert "| pool | 25.00 · 25.00 |" in written
+    assert "| P1 | `connect` pool / floor | ≤ 1.25 | 1.25 ± 61.7 % | 1.25 ± 61.7 % |" in written
+    page.replace(document, page.performance([RUN, RUN]))
+    assert document.read_text("utf-8") == written
+    assert "| `pool` | 25.00 µs for a connection |" in list(page.choice([RUN]))
+    document.write_text("no markers", "utf-8")
+    with pytest.raises(ValueError, match="no markers"):
+        page.replace(document, [])
 
 
 def test_a_percentile_is_the_nearest_rank() -> None:
