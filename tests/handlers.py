@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import select
+import sys
+import sysconfig
 import types
 import weakref
-from typing import Any
+from typing import Any, ClassVar
 
 from under_test import LIMIT
 
 __all__ = ["Boom", "Signal", "handlers"]
+
+
+KEEPS_CLASSES = sys.version_info < (3, 14) and bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+"""Whether a class lives for ever once a thread was started: in CPython 3.13 without a GIL (3.14 collects it again)."""
 
 
 class Boom(Exception):  # noqa: N818 - it has to be found in a log
@@ -20,10 +26,23 @@ class Boom(Exception):  # noqa: N818 - it has to be found in a log
 class Signal:
     """An event that crosses threads and fork(2) alike."""
 
+    kept: ClassVar[list[Signal]] = []
+    """Those that somebody has to close, because they are of classes that are never collected."""
+
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
-        weakref.finalize(self, os.close, self._reader)
-        weakref.finalize(self, os.close, self._writer)
+        self._closes = [weakref.finalize(self, os.close, fd) for fd in self.fds()]
+        if KEEPS_CLASSES:
+            self.kept.append(self)
+
+    def fds(self) -> tuple[int, int]:
+        """The descriptors of its pipe."""
+        return self._reader, self._writer
+
+    def close(self) -> None:
+        """Close them, before it is collected."""
+        for close in self._closes:
+            close()
 
     def set(self) -> None:
         """Say that it happened, once more."""
