@@ -15,8 +15,10 @@ import threading
 from typing import Any, NamedTuple
 
 from under_test import LIMIT
+from waiting import wait_until
 
 import sockserve
+from sockserve.concurrency.worker_process import ACCEPTED, ACTIVE, FAILED, HANDLED, REFUSED
 from sockserve.ready_made import server_class
 from sockserve.testing import leak_guard
 from sockserve.testing.leaks import child_processes
@@ -31,6 +33,15 @@ STORM_INTERVAL = 0.001
 
 LOOK_AGAIN = 0.01
 """Seconds that handle_request() waits, in a loop of its own."""
+
+PREFORK = "prefork-"
+"""What a model begins with that is to run in worker processes."""
+
+WORKERS = 2
+"""Of these."""
+
+THREADS = 6
+"""Of a pool, which has all of them from the start."""
 
 
 class State(NamedTuple):
@@ -94,8 +105,9 @@ def serve(
 ) -> None:
     """Serve until the command "stop"; exit with an error if anything is left behind.
 
-    ``timeout`` is the handler's, ``refuse`` what ``verify_request`` does, ``own_loop`` one over ``handle_request``;
-    ``drain_timeout`` is how long whoever is still served in the end may take.
+    ``model`` is one of those that ``serve()`` knows, or as "prefork-pool" one in worker processes: then what is told is
+    of all of them together. ``timeout`` is of the handler, ``refuse`` what ``verify_request`` does, ``own_loop`` one
+    over ``handle_request``; ``drain_timeout`` is how long whoever is still served in the end may take.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     timer = Storm()
@@ -107,10 +119,17 @@ def serve(
             if storm and model == "fork":
                 timer.begin()
 
-    class Server(server_class(model, "tcp")):  # type: ignore[misc]
+    is_preforked = model.startswith(PREFORK)
+    bases = (server_class(model.removeprefix(PREFORK), "tcp"),)
+
+    class Server(*((sockserve.PreForkMixIn, *bases) if is_preforked else bases)):  # type: ignore[misc]
         timeout = LOOK_AGAIN
-        # A pool has all its threads from the start.
-        min_workers = max_workers = 6
+        min_workers = max_workers = THREADS
+        processes = WORKERS
+
+        def setup_worker(self) -> None:
+            if storm:
+                timer.begin()
 
         def verify_request(self, *_: Any) -> bool:
             return not refuse
@@ -125,14 +144,22 @@ def serve(
         counters = sockserve.Counters()
         server.add_observer(counters)
 
+        def tell() -> State:
+            return state_of_all(server, timer) if is_preforked else state(counters, timer)
+
+        peaks: list[int] = []
+
         def take_commands() -> None:
             if not own_loop:
                 # The loop's own descriptors are part of what the server holds at rest.
                 server.wait_until_serving()
+            if is_preforked:
+                wait_until(lambda: all_are_there(server))
             for command in map(str.strip, sys.stdin):
                 if command == "stop":
                     break
-                print(json.dumps(state(counters, timer)), flush=True)
+                print(json.dumps(tell()), flush=True)
+            peaks.append(tell().peak)
             is_stopped.set()
             if not own_loop:
                 server.drain(drain_timeout)
@@ -151,26 +178,61 @@ def serve(
         server.server_close()
         commands.join()
         timer.end()
-    print(json.dumps(state(counters, timer)), flush=True)
+    # Worker processes took theirs with them.
+    last = tell()
+    print(json.dumps(last._replace(peak=max(last.peak, *peaks))), flush=True)
 
 
 def state(counters: sockserve.Counters, timer: Storm) -> State:
     """Tell what the process holds."""
     gc.collect()
-    with open("/proc/self/status") as status:
-        # Not getrusage(2): what it knows begins before the exec(3) that started this program.
-        memory = {name: int(value.split()[0]) * 1024 for name, value in re.findall(r"(Vm\w+):(.*)", status.read())}
+    numbers = status_of(os.getpid())
     return State(
         threads=threading.active_count(),
         descriptors=len(os.listdir("/proc/self/fd")),
         children=len(child_processes()),
         objects=len(gc.get_objects()),
-        resident=memory["VmRSS"],
-        peak=memory["VmHWM"],
+        resident=numbers["VmRSS"] * 1024,
+        peak=numbers["VmHWM"] * 1024,
         accepted=counters.accepted,
         active=counters.active,
         handled=counters.handled,
         refused=counters.refused,
         failed=counters.failed,
         signals=timer.signals,
+    )
+
+
+def status_of(pid: int) -> dict[str, int]:
+    """The numbers that proc(5) tells of a process; its memory is counted in KiB."""
+    # Not getrusage(2): what it knows begins before the exec(3) that started this program.
+    with open(f"/proc/{pid}/status") as status:
+        return {name: int(value) for name, value in re.findall(r"^(\w+):\s*(\d+)", status.read(), re.MULTILINE)}
+
+
+def all_are_there(server: Any) -> bool:
+    """Say whether all worker processes serve with all their threads."""
+    pids = child_processes()
+    # The one that runs the loop, the one that listens to the supervisor, and those of a pool.
+    threads = 2 + (THREADS if isinstance(server, sockserve.ThreadPoolMixIn) else 0)
+    return len(pids) == WORKERS and all(status_of(pid).get("Threads") == threads for pid in pids)
+
+
+def state_of_all(server: Any, timer: Storm) -> State:
+    """Tell what a supervisor and its workers hold, and what they have done. Objects are the supervisor's alone."""
+    supervisor = server._serving_supervisor
+    ended = supervisor.counters
+    pages = [worker.page.numbers for worker in supervisor.workers.values()]
+    own = state(ended, timer)
+    statuses = [status_of(pid) for pid in child_processes()]
+    return own._replace(
+        threads=own.threads + sum(status["Threads"] for status in statuses),
+        descriptors=own.descriptors + sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in child_processes()),
+        resident=own.resident + sum(status["VmRSS"] for status in statuses) * 1024,
+        peak=own.peak + sum(status["VmHWM"] for status in statuses) * 1024,
+        accepted=ended.accepted + sum(page[ACCEPTED] for page in pages),
+        active=sum(page[ACTIVE] for page in pages),
+        handled=ended.handled + sum(page[HANDLED] for page in pages),
+        refused=ended.refused + sum(page[REFUSED] for page in pages),
+        failed=ended.failed + sum(page[FAILED] for page in pages),
     )

@@ -14,9 +14,9 @@ from waiting import wait_until
 
 from sockserve.testing import HalfClose, HalfHandshake, Reset, Stall, Trickle, ask, connect
 
-MODELS = ["inline", "thread", "fork", "pool", "greenlet"]
+MODELS = ["inline", "thread", "fork", "pool", "greenlet", "prefork-pool"]
 
-HANDLER_TIMEOUTS = {"inline": 1.0, "thread": None, "fork": None, "pool": None, "greenlet": None}
+HANDLER_TIMEOUTS = {"inline": 1.0}
 """Seconds of silence that a handler bears: without a limit an inline server belongs to its first silent client."""
 
 HOSTILE = {
@@ -40,7 +40,7 @@ def check_served(address: Any) -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_others_are_served(model: str, make_client: Callable[[Any], Any]) -> None:
     """While such clients are connected ten others are answered; the server then stops without a complaint."""
-    with RemoteServer(model, timeout=HANDLER_TIMEOUTS[model]) as server:
+    with RemoteServer(model, timeout=HANDLER_TIMEOUTS.get(model)) as server:
         with contextlib.ExitStack() as stack:
             for _ in range(2 if model == "inline" else 5):
                 client = stack.enter_context(make_client(server.address))
@@ -63,7 +63,7 @@ def test_a_server_stops_under_silent_clients(model: str) -> None:
         assert (last.active, last.failed) == (0, 0)
 
 
-@pytest.mark.parametrize("model", ["thread", "fork", "pool", "greenlet"])
+@pytest.mark.parametrize("model", MODELS[1:])
 def test_a_client_that_does_not_read_is_cut(model: str) -> None:
     """A worker that waits for its client to take an answer neither stops the others nor the server's end."""
     # The answer, of 64 megabytes, is more than the buffers of both sides hold (tcp(7), tcp_wmem and tcp_rmem).

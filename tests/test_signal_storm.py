@@ -22,6 +22,7 @@ REQUESTS = {
     ("thread", True): 500,
     ("fork", True): 500,
     ("pool", False): 1500,
+    ("prefork-inline", False): 500,
 }
 
 

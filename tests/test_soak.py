@@ -81,7 +81,7 @@ def talk(address: tuple[str, int], count: int) -> None:
             assert client.recv(100) == b""
 
 
-@pytest.fixture(scope="module", params=["inline", "thread", "fork", "pool", "greenlet"])
+@pytest.fixture(scope="module", params=["inline", "thread", "fork", "pool", "greenlet", "prefork-pool"])
 def soak(request: pytest.FixtureRequest) -> Iterator[Soak]:
     """One server for all parts."""
     with RemoteServer(request.param) as server:
