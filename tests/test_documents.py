@@ -110,6 +110,19 @@ def test_every_changed_default_is_in_the_table() -> None:
     assert not {name for name in changed if not any(f"`{name}`" in row.split("|")[2] for row in rows)}
 
 
+def test_who_migrates_is_told_of_every_difference() -> None:
+    """The tables of the how-to page have a row for each row of the explanation's, under the same heading and name."""
+
+    def rows(document: str, column: int) -> list[str]:
+        lines = re.findall(r"^(?:#+ .*|\|.*)$", document, re.MULTILINE)
+        return [line.strip("# ") if line.startswith("#") else line.split("|")[column].strip() for line in lines]
+
+    listed = rows(COMPATIBILITY, 2)
+    migrate = rows((ROOT / "docs/how-to/migrate.md").read_text("utf-8"), 1)
+    first, last = migrate.index("Defaults"), migrate.index("What you can remove")
+    assert migrate[first:last] == listed[listed.index("Defaults") :]
+
+
 def test_every_new_name_is_in_the_document() -> None:
     """What a subclass could collide with, a public name that the standard library's class lacks, is listed."""
     new = {

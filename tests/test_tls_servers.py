@@ -124,6 +124,27 @@ def test_a_tls_client_is_served_and_the_connection_ends_properly(
         assert read_all(client) == b"HELLO\n"
 
 
+def test_the_handshake_comes_after_verify_request_and_in_prepare_request(running: Running, make: Make) -> None:
+    """What a program wants to know of it, it asks in ``prepare_request()``; until then there is nothing to be known."""
+    seen = []
+
+    def verify_request(_self: Any, request: ssl.SSLSocket, _client_address: Any) -> bool:
+        seen.append(request.version())
+        return True
+
+    def prepare_request(self: Any, request: ssl.SSLSocket, client_address: Any) -> Any:
+        prepared = sockserve.ThreadingTCPServer.prepare_request(self, request, client_address)
+        seen.append(request.version())
+        return prepared
+
+    hooks = {"verify_request": verify_request, "prepare_request": prepare_request}
+    server = running(make.server("thread", Upper, ssl.TLSVersion.TLSv1_3, **hooks))
+    client = make.client(server)
+    client.sendall(b"hello\n")
+    assert read_all(client) == b"HELLO\n"
+    assert seen == [None, "TLSv1.3"]
+
+
 @each_model
 def test_handle_request_takes_tls_connections_too(make: Make, model: str) -> None:
     """Without serve_forever(), too, the handshake comes after the accept, and the client is served."""
