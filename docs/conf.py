@@ -29,8 +29,8 @@ html_theme = "furo"
 html_title = "sockserve"
 html_show_sourcelink = False
 html_show_copyright = False
-html_static_path = ["pictures/narrow.css"]
-html_css_files = ["narrow.css"]
+html_static_path = ["pictures/tables.css"]
+html_css_files = ["tables.css"]
 
 _HOUSE = pathlib.Path(sockserve.__file__).parent
 _ARGUMENT = re.compile(r"([a-z_]+): ")

@@ -1,8 +1,8 @@
 """The code in the documents runs as it stands there, page by page, but for the places that it listens on.
 
 A block with a caption is a file; other Python blocks of a page run one after the other, as one program; a console block
-is typed: a server is started and stays, anything else has to print what the page shows, where ``...`` stands for any
-text.
+is typed, where ``|`` or a backslash at the end of a line continues it: a server is started and stays, anything else has
+to print what the page shows, where ``...`` stands for any text.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def test_the_code_of_a_page_runs(page: pathlib.Path, directory: pathlib.Path) ->
                 exec(compile(code, f"{page.name}", "exec"), namespace)  # noqa: S102 - it is ours
             else:
                 assert block.language == "console"
-                for command, output in re.findall(r"^\$ (.*\n)((?:[^$\n].*\n)*)", code, re.MULTILINE):
-                    shell.type(command.strip(), output)
+                for command, output in re.findall(r"^\$ ((?:.*[|\\]\n)*.*\n)((?:[^$\n].*\n)*)", code, re.MULTILINE):
+                    shell.type(command.strip().replace("\\\n", ""), output)
 
 
 def _moved(code: str, directory: pathlib.Path) -> str:
