@@ -105,7 +105,7 @@ def _changed_defaults() -> set[str]:
 def test_every_changed_default_is_in_the_table() -> None:
     """An attribute that has another value than in the standard library is in the compatibility table."""
     changed = _changed_defaults()
-    assert {"allow_reuse_address", "request_queue_size", "max_packet_size"} <= changed
+    assert {"allow_reuse_address", "max_packet_size"} <= changed
     rows = [line for line in COMPATIBILITY.splitlines() if line.startswith("| ")]
     assert not {name for name in changed if not any(f"`{name}`" in row.split("|")[2] for row in rows)}
 
