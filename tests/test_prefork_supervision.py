@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import threading
 
 from prefork_program import Prefork, is_alive
 from under_test import LIMIT
@@ -176,13 +177,31 @@ def test_a_stopped_worker_is_replaced() -> None:
         assert "It could not tell its stacks." in server.errors()
 
 
-def test_an_idle_worker_is_not_hung() -> None:
-    """It shows often enough that its loop turns, and no more often than that takes."""
-    with Prefork("worker_timeout = 1.0") as server:
+def test_an_idle_worker_is_not_hung_and_wakes_nobody() -> None:
+    """Once it has said that it sleeps neither it nor its supervisor wakes; the next request finds it."""
+    with Prefork("worker_timeout = 0.4") as server:
         before = server.wait_for_workers()
-        begun = {pid: wake_ups(pid) for pid in before}
-        wait_until(lambda: all(wake_ups(pid) >= begun[pid] + 3 for pid in before))
-        assert server.wait_for_workers() == before
+        tree = [server.pid, *before]
+        wait_until(lambda: sleeps_on(tree, 1.0))
+        assert sorted(server.wait_for_workers()) == sorted(before)
+        assert "hangs" not in server.errors()
+
+
+def test_a_sleeping_worker_that_hangs_is_found_once_a_client_waits() -> None:
+    """It does not hear its client, who is told by nobody else; its successor serves."""
+    with Prefork("worker_timeout = 0.4", "processes = 1") as server:
+        (before,) = server.wait_for_workers(1)
+        wait_until(lambda: sleeps_on([server.pid, before], 1.0))
+        server.send(signal.SIGSTOP, before)
+        assert call_within(LIMIT, server.tell, b"who\n")
+        assert "It could not tell its stacks." in server.errors()
+
+
+def sleeps_on(pids: list[int], seconds: float) -> bool:
+    """Whether none of these processes wakes for that long."""
+    before = [wake_ups(pid) for pid in pids]
+    threading.Event().wait(seconds)
+    return [wake_ups(pid) for pid in pids] == before
 
 
 def wake_ups(pid: int) -> int:

@@ -239,6 +239,7 @@ class PreForkMixIn:
         stay = self._serving_prefork_lifecycle.acceptor
         if stay is not None:
             stay.listener_closes()
+        supervisor.leave_ports()
         self._serving_close_ports()
         if stay is not None and self._serving_waits():
             stay.ended.wait()
@@ -275,6 +276,7 @@ class PreForkMixIn:
         link.has_stopped()
         self.server_close()
         wait_for_requests([self])
+        duties.wait_to_end()
 
     def _serving_take_place(self) -> None:
         twins: dict[int, socket.socket] = vars(self).pop("_serving_twins", {})
@@ -329,6 +331,10 @@ class _Places:
         twin = _twins_of(self._server).pop(place, None)
         if twin is not None:
             twin.close()
+
+    def ports(self) -> list[int]:
+        """The server's, and those of places that have one of their own."""
+        return [self._server.fileno(), *(twin.fileno() for twin in _twins_of(self._server).values())]
 
     def close_ports(self) -> None:
         """Close this process's listeners."""

@@ -38,6 +38,10 @@ class Service(Protocol):
     def close_place(self, place: int) -> None:
         """There shall be no worker of this number any more."""
 
+    def ports(self) -> list[int]:
+        """The descriptors of this process's listeners; -1 for one that is closed."""
+        ...
+
     def close_ports(self) -> None:
         """The workers are to end for good, and have closed their copies of the listeners."""
 

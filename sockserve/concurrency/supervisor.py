@@ -16,10 +16,13 @@ from collections.abc import Callable, Sequence
 
 from sockserve.concurrency.children import POLL_WITHOUT_PIDFD
 from sockserve.concurrency.places import BACK_OFF_FIRST, Places
+from sockserve.concurrency.pulse import Pulse
 from sockserve.concurrency.service import Service, Settings, cpu_count
 from sockserve.concurrency.supervised import KILL, Step, Worker, cut_now, drain_within, retire_within
 from sockserve.concurrency.worker_process import (
     ACTIVE,
+    ASLEEP,
+    AWAKE,
     CUTS,
     ENOUGH,
     LEAVE,
@@ -43,12 +46,6 @@ log = logging.getLogger("sockserve")
 SETTLED = 1.0
 """Seconds that a worker has to serve before what ends it no longer counts as a failed start."""
 
-BEAT_GRACE = 0.05
-"""Seconds that a look for hung workers comes after the first of them could hang, so that it finds it."""
-
-STACKS_TIME = 0.5
-"""Seconds that a hung worker has to tell the stacks of its threads: if that works at all it takes milliseconds."""
-
 
 class Supervisor:
     """Keeps as many workers as there shall be, as a source of the loop that runs it."""
@@ -68,8 +65,8 @@ class Supervisor:
         self._settings = settings
         self._loops: list[Loop] = []
         self._places = Places()
+        self._pulse = Pulse(name, service, settings, self.workers, self._hear)
         self._cut = 0
-        self._beats: Timer | None = None
         self._waiting: list[OneShot] = []
         self._begin()
 
@@ -137,6 +134,10 @@ class Supervisor:
         for loop in self._loops:
             loop.wake()
 
+    def leave_ports(self) -> None:
+        """Listeners are about to be closed in this process. From any thread."""
+        self._pulse.rest()
+
     # running
 
     def run(self, loop: Loop, is_to_stop: Callable[[], bool], is_suspended: Callable[[], bool]) -> None:
@@ -177,14 +178,17 @@ class Supervisor:
                 if worker.is_leaving and self._asked_steps is None:
                     # Of an earlier run, whose timers are gone.
                     self._press(worker, retire_within(self._settings.drain_timeout))
-            self._check_beats()
+            self._pulse.look(loop)
             loop.run()
         finally:
+            self._pulse.rest()
             for worker in self.workers.values():
                 self._unwatch(worker, loop)
             loop.remove(self)
             self._loops.remove(loop)
             self._until_empty = is_outer
+            if self._loops:
+                self._pulse.look(self._loops[-1])
 
     def before_wait(self) -> None:
         """Do what was asked for since."""
@@ -192,6 +196,7 @@ class Supervisor:
             self._asked_steps = cut_now() if self._stops_done else drain_within(self._settings.drain_timeout)
             self._stops_done = self._stops_asked
             self._stays_empty = False
+            self.leave_ports()
             self._service.close_ports()
         steps, self._asked_steps = self._asked_steps, None
         if steps is not None:
@@ -274,6 +279,7 @@ class Supervisor:
         for place in [place for place in (*places.holders, *places.starting) if place >= self._wanted]:
             for worker in places.give_up(place):
                 self._press(worker, retire_within(self._settings.drain_timeout))
+            self.leave_ports()
             self._service.close_place(place)
         for place in places.next_to_start(self._wanted):
             if self._pause is None and not self._is_ending:
@@ -290,7 +296,7 @@ class Supervisor:
         except OSError as error:
             self._failed(places.attempt, place, f"worker {place} cannot be made: {error}", was_ready=False)
         else:
-            self._check_beats()
+            self._pulse.look(self._loops[-1])
 
     def _has_begun(self, worker: Worker) -> None:
         self.workers[worker.child.pid] = self._places.starting[worker.place] = worker
@@ -325,6 +331,8 @@ class Supervisor:
             self._is_ready(worker)
         if ENOUGH[0] in told:
             worker.wants_out = True
+        if self._loops and (ASLEEP[0] in told or AWAKE[0] in told):
+            self._pulse.look(self._loops[-1])
         if STOPPED[0] in told:
             worker.has_stopped = True
             self._let_others_look(worker)
@@ -353,36 +361,6 @@ class Supervisor:
         if worker.child.pid in self.workers:
             worker.is_settled = True
             self._places.failures = 0
-
-    def _check_beats(self) -> None:
-        """Look for workers that hang; the next time when the first of the others could."""
-        if self._beats is not None:
-            self._beats.cancel()
-            self._beats = None
-        timeout = self._settings.worker_timeout
-        if timeout is None:
-            return
-        watched = [worker for worker in self.workers.values() if not worker.has_stopped and not worker.is_hung]
-        silences = [worker.page.silence() for worker in watched]
-        for worker, silence in zip(watched, silences, strict=True):
-            if silence > timeout:
-                self._hangs(worker, silence)
-        next_look = min((timeout - silence for silence in silences if silence <= timeout), default=None)
-        if next_look is not None:
-            self._beats = self._loops[-1].call_later(next_look + BEAT_GRACE, self._check_beats)
-
-    def _hangs(self, worker: Worker, silence: float) -> None:
-        worker.is_hung = True
-        worker.ask_for_stacks()
-        self._loops[-1].call_later(STACKS_TIME, functools.partial(self._kill_hung, worker, silence))
-
-    def _kill_hung(self, worker: Worker, silence: float) -> None:
-        if worker.child.pid in self.workers:
-            self._hear(worker)
-            stacks = worker.take_text() or "It could not tell its stacks."
-            text = "%s: %s hangs: its loop has not turned for %.1f seconds; it is killed\n%s"
-            log.error(text, self._name, worker, silence, stacks)
-            worker.tell(KILL)
 
     # how they end
 

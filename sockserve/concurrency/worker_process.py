@@ -35,6 +35,8 @@ from sockserve.net.closing import end_input
 
 __all__ = [
     "ACTIVE",
+    "ASLEEP",
+    "AWAKE",
     "CAUSE",
     "CUT",
     "CUTS",
@@ -65,9 +67,10 @@ RETIRE, LEAVE, DRAIN, CUT, SUSPEND, RESUME, LOOK = b"e", b"l", b"d", b"c", b"s",
 end the requests' input as well; cut them; pause accepting; go on; see whether a client waits that somebody else was
 woken for."""
 
-READY, ENOUGH, STOPPED, CAUSE = b"\x01", b"\x02", b"\x03", b"\x04"
-"""What it tells: it serves; it has served its number of requests; it accepts no more; why it fails, a text until the
-end. Anything else is the stacks that faulthandler writes, a text without such bytes."""
+READY, ENOUGH, STOPPED, ASLEEP, AWAKE, CAUSE = b"\x01", b"\x02", b"\x03", b"\x04", b"\x05", b"\x06"
+"""What it tells: it serves; it has served its number of requests; it accepts no more; its loop waits for a request and
+shows no more that it turns; it does again; why it fails, a text until the end. Anything else is the stacks that
+faulthandler writes, a text without such bytes."""
 
 ORPHAN_DRAIN = 3.0
 """Seconds that requests in progress get when the supervisor is gone."""
@@ -75,10 +78,18 @@ ORPHAN_DRAIN = 3.0
 ORPHAN_END = 1.0
 """Seconds after that, until such a worker ends whatever it is at: both are less than the 5 that are promised."""
 
+END_PAUSE = 0.02
+"""Seconds for which a worker with nothing more to do leaves the processor to others before it ends: the kernel takes
+milliseconds to clear a process away, and ``shutdown()`` may be waiting for the next worker."""
+
 DUMP_SIGNAL = signal.SIGQUIT
 """Makes a worker tell the stacks of all its threads, as it does to Java's machine."""
 
 BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS = range(7)
+
+
+_SLEEPS = 0
+"""In the place of the last beat: there is none to come, until there is something to do."""
 
 
 class Page:
@@ -93,9 +104,18 @@ class Page:
         # By CLOCK_MONOTONIC, which all processes share.
         self.numbers[BEAT] = time.monotonic_ns()
 
-    def silence(self) -> float:
-        """Seconds since the last beat."""
-        return (time.monotonic_ns() - self.numbers[BEAT]) / 1e9
+    def sleep(self) -> None:
+        """The loop is about to wait without limit."""
+        self.numbers[BEAT] = _SLEEPS
+
+    def is_asleep(self) -> bool:
+        """Whether that was the last that was heard."""
+        return self.silence() is None
+
+    def silence(self) -> float | None:
+        """Seconds since the last beat; None: it sleeps."""
+        beat = self.numbers[BEAT]
+        return None if beat == _SLEEPS else (time.monotonic_ns() - beat) / 1e9
 
     def add_to(self, counters: Counters) -> None:
         """Add what the worker counted, which has ended: what it still had in progress has failed."""
@@ -132,6 +152,8 @@ class Duties(Observer):
         self._limit = link.orders.max_requests
         self._ends_input = False
         self._retires = False
+        self._leaves = False
+        self._may_end = OneShot()
 
     def on_accept(self, server: Any, request: LiveRequest) -> None:
         """Count it; one that came in the moment of a drain is drained too."""
@@ -151,6 +173,9 @@ class Duties(Observer):
             numbers[ACCEPTED] += 1
             numbers[ACTIVE] += 1
             is_last = numbers[ACCEPTED] == self._limit
+        if numbers[BEAT] == _SLEEPS:
+            # A pool's worker took it: its loop sleeps on.
+            self._link.stir()
         if is_last:
             self._link.tell(ENOUGH)
 
@@ -175,7 +200,10 @@ class Duties(Observer):
                 retire(functools.partial(self._link.tell, STOPPED))
 
     def leave(self) -> None:
-        """Accept no more. Safe in a signal handler; idempotent, as the others."""
+        """Accept no more. Safe in a signal handler; idempotent, as the others. Told so again: end."""
+        if self._leaves:
+            self._may_end.set()
+        self._leaves = True
         for server in self._servers:
             lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
             if lifecycle is None:
@@ -188,6 +216,7 @@ class Duties(Observer):
     def drain(self) -> None:
         """Free the ports, and end the input of what is in progress."""
         self._ends_input = True
+        self._may_end.set()
         self.leave()
         for server in self._servers:
             if _can_close_early(server):
@@ -198,11 +227,16 @@ class Duties(Observer):
 
     def cut(self) -> None:
         """End the connections of what is in progress."""
+        self._may_end.set()
         self.leave()
         for server in self._servers:
             late = len(cut_others(server))
             with self._lock:
                 self._numbers[CUTS] += late
+
+    def wait_to_end(self) -> None:
+        """Let whoever waits for the end of accepting go first."""
+        self._may_end.wait(END_PAUSE)
 
     def suspend(self) -> None:
         """Pause accepting."""
@@ -238,6 +272,31 @@ def _drain_one(server: Any, live: LiveRequest) -> None:
         end_input(live.request)
 
 
+class _Rest:
+    """In a loop until its next wait: the last that happens before that."""
+
+    max_wait: float | None = None
+
+    def __init__(self, link: Link, loop: Loop) -> None:
+        self._link = link
+        self._loop = loop
+
+    def before_wait(self) -> None:
+        """Now."""
+        self._loop.remove(self)
+        self._link.rest_in(self._loop)
+
+    def after_turn(self) -> None:
+        """Nothing."""
+
+    def leave(self) -> None:
+        """Let the loop end."""
+        self._loop.remove(self)
+
+    def abandon(self) -> None:
+        """Nothing to close."""
+
+
 class Link:
     """A worker's end of the line to its supervisor."""
 
@@ -245,6 +304,7 @@ class Link:
         self.page = page
         self.orders = orders
         self._control = control
+        self._loop: Loop | None = None
         self._is_ready = False
 
     def obey(self, duties: Duties) -> None:
@@ -257,10 +317,35 @@ class Link:
         threading.Thread(target=self._listen, args=(duties,), name="sockserve-control", daemon=True).start()
 
     def beat_in(self, loop: Loop) -> None:
-        """Show from now on that this loop turns; the first time makes the worker ready."""
+        """Show from now on that this loop turns; the first time makes the worker ready.
+
+        Nothing is shown, and the loop not woken for it, while it waits for a request and nothing is in progress.
+        """
+        self._loop = loop
         self.beat()
         if self.orders.worker_timeout is not None:
-            loop.call_later(self.orders.worker_timeout / 2, lambda: self.beat_in(loop))
+            loop.call_later(self.orders.worker_timeout / 2, lambda: loop.add(_Rest(self, loop)))
+
+    def rest_in(self, loop: Loop) -> None:
+        """Its next wait may be without limit."""
+        self.page.sleep()
+        # In this order: see Duties.begin_one().
+        if self.page.numbers[ACTIVE]:
+            self.beat_in(loop)
+            return
+
+        def wakes() -> None:
+            self.beat_in(loop)
+            self.tell(AWAKE)
+
+        loop.after_next_wait(wakes)
+        self.tell(ASLEEP)
+
+    def stir(self) -> None:
+        """Something is in progress beside the loop that sleeps. From any thread."""
+        self.page.beat()
+        if self._loop is not None:
+            self._loop.wake()
 
     def beat(self) -> None:
         """The loop turns now."""

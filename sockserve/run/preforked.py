@@ -69,12 +69,17 @@ class _Service:
         for server in self._servers:
             server.server_close()
         wait_for_requests(self._servers)
+        duties.wait_to_end()
 
     def open_place(self, place: int) -> None:
         """Nothing: all places share the listeners."""
 
     def close_place(self, place: int) -> None:
         """Nothing to close."""
+
+    def ports(self) -> list[int]:
+        """Of all servers."""
+        return [server.fileno() for server in self._servers]
 
     def close_ports(self) -> None:
         """Close the listeners of this process."""

@@ -1,0 +1,105 @@
+"""Finds workers that hang, and wakes nobody for it while nothing happens.
+
+Rule 1. Whose loop has not turned for ``worker_timeout`` hangs, unless he said before that he sleeps.
+Rule 2. While somebody sleeps his listeners are watched here too: if a client waits there, those that sleep are woken,
+and from then on Rule 1 is about them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+
+from sockserve.concurrency.service import Service, Settings
+from sockserve.concurrency.supervised import KILL, Worker
+from sockserve.concurrency.worker_process import LOOK
+from sockserve.core.loop import INPUT, Loop, Timer
+
+__all__ = ["Pulse"]
+
+log = logging.getLogger("sockserve")
+
+GRACE = 0.05
+"""Seconds that a look for hung workers comes after the first of them could hang, so that it finds it."""
+
+STACKS_TIME = 0.5
+"""Seconds that a hung worker has to tell the stacks of its threads: if that works at all it takes milliseconds."""
+
+
+class Pulse:
+    """Looks after the workers of a supervisor, in its loop."""
+
+    def __init__(
+        self,
+        name: object,
+        service: Service,
+        settings: Settings,
+        workers: Mapping[int, Worker],
+        hear: Callable[[Worker], object],
+    ) -> None:
+        self._name = name
+        self._service = service
+        self._settings = settings
+        self._workers = workers
+        self._hear = hear
+        self._loop: Loop | None = None
+        self._next_look: Timer | None = None
+        self._ports: list[int] = []
+
+    def look(self, loop: Loop) -> None:
+        """Look for those that hang, and decide what the next look waits for."""
+        self.rest()
+        timeout = self._settings.worker_timeout
+        if timeout is None:
+            return
+        self._loop = loop
+        next_look = None
+        for worker in list(self._workers.values()):
+            if worker.has_stopped or worker.is_hung:
+                continue
+            silence = worker.page.silence()
+            if silence is None:
+                self._watch_ports(loop)
+            elif silence > timeout:
+                self._hangs(loop, worker, silence)
+            elif next_look is None or timeout - silence < next_look:
+                next_look = timeout - silence
+        if next_look is not None:
+            self._next_look = loop.call_later(next_look + GRACE, functools.partial(self.look, loop))
+
+    def rest(self) -> None:
+        """Look no more. To be called before a listener is closed: the workers' copies keep it alive in an epoll(7)."""
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+        ports, self._ports = self._ports, []
+        for port in ports:
+            if self._loop is not None:
+                self._loop.unwatch(port)
+
+    def _watch_ports(self, loop: Loop) -> None:
+        if not self._ports:
+            self._ports = [port for port in self._service.ports() if port >= 0]
+            for port in self._ports:
+                loop.arm(port, lambda _: self._a_client_waits(loop), INPUT)
+
+    def _a_client_waits(self, loop: Loop) -> None:
+        for worker in self._workers.values():
+            if worker.page.is_asleep():
+                worker.page.beat()
+                worker.tell(LOOK)
+        self.look(loop)
+
+    def _hangs(self, loop: Loop, worker: Worker, silence: float) -> None:
+        worker.is_hung = True
+        worker.ask_for_stacks()
+        loop.call_later(STACKS_TIME, functools.partial(self._kill, worker, silence))
+
+    def _kill(self, worker: Worker, silence: float) -> None:
+        if worker.child.pid in self._workers:
+            self._hear(worker)
+            stacks = worker.take_text() or "It could not tell its stacks."
+            text = "%s: %s hangs: its loop has not turned for %.1f seconds; it is killed\n%s"
+            log.error(text, self._name, worker, silence, stacks)
+            worker.tell(KILL)
