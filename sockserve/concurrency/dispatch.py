@@ -149,7 +149,8 @@ class DispatchingMixIn(WaitingForWorkersMixIn):
 
     def _serving_dispatch(self, live: LiveRequest) -> None:
         release = functools.partial(self.close_request, live.request)  # type: ignore[attr-defined]
-        self._serving_dispatcher.dispatch(functools.partial(self._serving_work, live), release)
+        # Not a partial, which would part Python's calls.
+        self._serving_dispatcher.dispatch(lambda: self._serving_work(live), release)
 
     def _serving_serve(self, live: LiveRequest) -> None:
         live.thread = threading.get_ident()

@@ -111,13 +111,14 @@ class LiveRequest:
 
     def offer(self) -> None:
         """Let ``claim()`` decide who serves or closes it."""
-        self._claims = [None]
+        self._unclaimed = True
 
     def claim(self, owner: str) -> bool:
         """Whether ``owner`` is the one who serves or closes it: of those who ask after an ``offer()``, the first."""
         try:
-            self._claims.pop()
-        except IndexError:
+            # Atomic: of two who try it at once one fails.
+            del self._unclaimed
+        except AttributeError:
             return False
         self.owner = owner
         return True
