@@ -103,7 +103,7 @@ class ThreadDispatcher:
         threads = self.threads
         # Handlers see the context variables of whoever called serve_forever(). On the outside, where it does not part
         # Python's calls: each part takes stack of its own, and a thread's stack is most of what it costs in memory.
-        in_context: Callable[..., None] = contextvars.copy_context().run
+        in_context: Any = contextvars.copy_context().run
         thread = self._make_thread(functools.partial(in_context, _run, serve, threads))
         if self._block():
             # Before it starts, or it could end without being known.
