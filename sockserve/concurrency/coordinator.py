@@ -242,16 +242,17 @@ class Coordinator(Acceptor):
         ``say_paused`` is called as soon as nobody can be taken any more.
         """
         self._say_paused = say_paused
-        self._retires = True
         self.lifecycle.draining = self.lifecycle.suspended = True
+        self._retires = True
         self.loop.wake()
 
     def _leave_after_the_last(self) -> None:
         if not self._hears_end:
             self._hears_end = True
             self.table.on_next_change(self._look_for_the_end)
-        # Asked for after that, or the last one could end unheard.
-        if not self.has_paused():
+        # Asked for after that, or the last one could end unheard. Watched it still is if all this was said since this
+        # turn looked; another one follows.
+        if self.watching or not self.has_paused():
             return
         if self._say_paused is not None:
             self._say_paused()

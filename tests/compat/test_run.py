@@ -192,6 +192,16 @@ def test_a_mix_in_is_in_every_server(tmp_path: pathlib.Path, mixin: str) -> None
     assert (result.count("passed"), result.servers) == (2, 1)
 
 
+@pytest.mark.parametrize("mixin", run.HAS_TO_BE_INLINE)
+def test_a_suite_passes_with_a_mix_in(tmp_path: pathlib.Path, mixin: str) -> None:
+    """The quickest of those whose clients talk to a server that runs meanwhile; ``--mixin`` alone runs them all."""
+    if mixin == "greenlet":
+        pytest.importorskip("greenlet")
+    result, problems = compare(Processes(str(tmp_path), mixin), "test.test_docxmlrpc")
+    assert problems == []
+    assert result.servers > 5
+
+
 def test_what_has_to_be_inline_is_not_judged(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither when it fails nor when it passes; the rest is."""
     started = processes(tmp_path, SAMPLE)
