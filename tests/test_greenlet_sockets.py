@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import pathlib
 import select
@@ -14,54 +13,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from running_greenlets import Greenlets
 from under_test import LIMIT
 
 from sockserve.concurrency.cooperative_socket import CooperativeSocket
-from sockserve.concurrency.greenlets import cooperative
-from sockserve.concurrency.hub import Hub, sleep
+from sockserve.concurrency.hub import sleep
 
 BIG = 4_000_000
 """Bytes that no pair of sockets holds: whoever sends them has to wait."""
-
-
-class Greenlets:
-    """Runs functions as greenlets of one loop, in the thread of the test, to their ends."""
-
-    def __init__(self) -> None:
-        self.hub = Hub()
-        self._stack = contextlib.ExitStack()
-
-    def run(self, *functions: Callable[[], object]) -> list[Any]:
-        """Run them at the same time; return what they return, or raise what the first of them raised."""
-        results: list[Any] = [None] * len(functions)
-        errors: list[BaseException] = []
-
-        def call(index: int, function: Callable[[], object]) -> None:
-            try:
-                results[index] = function()
-            except Exception as error:
-                errors.append(error)
-
-        def start() -> None:
-            for index, function in enumerate(functions):
-                self.hub.spawn(lambda index=index, function=function: call(index, function))  # type: ignore[misc]
-
-        self.hub.run(start)
-        assert self.hub.wait_until_idle(LIMIT)
-        if errors:
-            raise errors[0]
-        return results
-
-    def pair(self, kind: int = socket.SOCK_STREAM) -> tuple[socket.socket, socket.socket]:
-        """Two connected sockets, cooperative both."""
-        one, other = map(cooperative, socket.socketpair(socket.AF_UNIX, kind))
-        self._stack.enter_context(one)
-        self._stack.enter_context(other)
-        return one, other
-
-    def close(self) -> None:
-        """Close all sockets."""
-        self._stack.close()
 
 
 @pytest.fixture(params=["epoll", "selectors"])
@@ -403,3 +362,89 @@ def test_a_hundred_thousand_switches_grow_nothing(greenlets: Greenlets) -> None:
 
     greenlets.run(read, write)
     assert len(loops[0]._timers) < 100
+
+
+def test_input_that_comes_while_its_reader_waits_for_something_else_is_there_afterwards(greenlets: Greenlets) -> None:
+    """A greenlet that is told of input itself, sleeps in between, and then reads: it sleeps on, and misses none."""
+    one, other = greenlets.pair()
+
+    def read() -> list[bytes]:
+        received = [one.recv(100) for _ in range(3)]
+        other.sendall(b"4")
+        begun = time.monotonic()
+        sleep(0.05)
+        assert time.monotonic() - begun >= 0.05
+        received.append(one.recv(100))
+        one.settimeout(LIMIT)
+        received.append(one.recv(100))
+        one.settimeout(None)
+        received.append(one.recv(100))
+        return received
+
+    def write() -> None:
+        for data in (b"1", b"2", b"3"):
+            other.sendall(data)
+            sleep(0.01)
+        sleep(0.1)
+        for data in (b"5", b"6"):
+            other.sendall(data)
+            sleep(0.01)
+
+    assert greenlets.run(read, write)[0] == [b"1", b"2", b"3", b"4", b"5", b"6"]
+
+
+def test_what_a_thread_reads_in_between_leaves_the_greenlets_wait_exact(greenlets: Greenlets) -> None:
+    """A read larger than the buffer, one that raises, and one in a thread, each after waits for short messages."""
+    one, other = greenlets.pair()
+
+    def read() -> list[bytes]:
+        received = [one.recv(100) for _ in range(2)]
+        received += [one.recv(2), one.recv(2)]
+        with pytest.raises(OverflowError):
+            one.recv(2**80)
+        received.append(one.recv(100))
+        thread = threading.Thread(target=lambda: received.append(one.recv(100)))
+        thread.start()
+        while thread.is_alive():
+            sleep(0.01)
+        return [*received, one.recv(100)]
+
+    def write() -> None:
+        for data in (b"1", b"2", b"3344", b"5", b"6", b"7"):
+            sleep(0.03)
+            other.sendall(data)
+
+    assert greenlets.run(read, write)[0] == [b"1", b"2", b"33", b"44", b"5", b"6", b"7"]
+
+
+def test_the_end_is_seen_after_any_number_of_waits(greenlets: Greenlets) -> None:
+    """End-of-file that comes alone, that comes with the last bytes, and a close by another greenlet."""
+    for last in (b"", b"last"):
+        one, other = greenlets.pair()
+
+        def read(one: socket.socket = one) -> list[bytes]:
+            return [one.recv(100), one.recv(100), one.recv(100), one.recv(100), one.recv(100)]
+
+        def write(other: socket.socket = other, last: bytes = last) -> None:
+            for data in (b"1", b"2", b"3"):
+                other.sendall(data)
+                sleep(0.01)
+            other.sendall(last)
+            other.close()
+
+        assert greenlets.run(read, write)[0] == [b"1", b"2", b"3", last, b""]
+    one, other = greenlets.pair()
+
+    def read_on() -> None:
+        assert one.recv(100) + one.recv(100) == b"12"
+        with pytest.raises(OSError, match="descriptor") as failure:
+            one.recv(100)
+        assert failure.value.errno == errno.EBADF
+
+    def close_it() -> None:
+        for data in (b"1", b"2"):
+            other.sendall(data)
+            sleep(0.01)
+        one.close()
+
+    greenlets.run(read_on, close_it)

@@ -1,43 +1,49 @@
 """A descriptor that workers wait for: what its loop has told of it, and who waits.
 
-Rule 1. A loop tells of each change once (edge-triggered): what nobody waits for is counted, and not lost.
+Rule 1. A loop tells of each change once (edge-triggered): what nobody waits for is noted, and not lost.
 Rule 2. Whoever is not a worker waits as for any other socket, with its thread.
+Rule 3. A worker that waits for input gets its turns from the loop itself, with what there is to tell, until it pauses
+for anything else: to go through here each time would cost a connection with many requests a call for each.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 import os
 import selectors
 import time
+from typing import Any
 
 from sockserve.concurrency.hub import Worker, getcurrent
 from sockserve.core.loop import INPUT, OUTPUT, Loop
 
-__all__ = ["Channel"]
+__all__ = ["INPUT", "Channel"]
 
 
 class Channel:
     """One open descriptor; it is not closed with the channel."""
 
-    __slots__ = ("changes", "dry_at", "fd", "limit", "loop", "outputs", "reader", "writer")
+    __slots__ = ("direct", "fd", "has_ended", "is_dry", "limit", "loop", "outputs", "reader", "writer")
 
     def __init__(self, fd: int, limit: float | None) -> None:
         self.fd = fd
         """-1 when closed."""
         self.limit = limit
         """The socket's time-out, in the words of ``socket.settimeout()``."""
-        self.changes: float = 0
-        """How often the loop told of input; not a number, which equals nothing, when it told of an end."""
-        self.dry_at: float = -1
-        """What ``changes`` was before a read that took all there was: while it still is, there is no more."""
+        self.is_dry = False
+        """Whether a read took all there was, and the loop has told of no more since."""
+        self.has_ended = False
+        """Whether the loop told of an end, and so has no more to tell."""
         self.loop: Loop | None = None
         """The loop that it is armed in."""
         self.outputs = False
         """Whether it is armed for output too."""
         self.reader: Worker | None = None
+        """Who waits for input."""
         self.writer: Worker | None = None
+        """Who waits for output."""
+        self.direct: Worker | None = None
+        """The reader, if the loop gives it its turns by itself; also between two waits."""
 
     def begin(self) -> float | None:
         """When an operation that begins now has to end; None: never."""
@@ -54,22 +60,36 @@ class Channel:
         if type(me) is not Worker:
             self._wait_in_thread(selectors.EVENT_READ, deadline)
             return deadline
-        if self.reader is not None and self.reader is not me and not self.reader.dead:
-            raise RuntimeError("another greenlet already waits for this socket's input")
-        self.reader = me
-        me.awaits = self
-        hub = me.hub
-        if self.loop is not hub.loop:
-            self.rearm(hub.loop)
-        if deadline is None:
-            # As pause() does: for a connection that waits for its next request every call counts.
-            hub.switch()
-        else:
-            me.pause(deadline)
-        self.reader = None
-        if self.fd < 0:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if self.direct is not me:
+            self._begin_to_read(me)
+        try:
+            told = me.hub.switch() if deadline is None else me.listen(deadline)
+        except BaseException:
+            self.step_between()
+            raise
+        self.heard(told)
         return deadline
+
+    def heard(self, told: Any) -> None:
+        """The reader has its turn again, and what the loop told it. Raises OSError (EBADF) if closed meanwhile."""
+        if told:
+            self._note(told)
+        if self.direct is None:
+            self.reader = None
+        if self.fd < 0:
+            self.step_between()
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def has_input(self) -> bool:
+        """Whether the loop told of input that nobody has read, and of no end."""
+        return not self.is_dry and not self.has_ended
+
+    def dry_up(self) -> None:
+        """A read took all there was; what comes from now on the loop tells."""
+        me = getcurrent()
+        # To another thread it may be telling right now.
+        if type(me) is Worker and (self.loop is None or self.loop is me.hub.loop):
+            self.is_dry = not self.has_ended
 
     def wait_output(self, deadline: float | None = None) -> float | None:
         """Wait until it takes more output; else as ``wait_input()``."""
@@ -81,6 +101,7 @@ class Channel:
             return deadline
         if self.writer is not None and self.writer is not me and not self.writer.dead:
             raise RuntimeError("another greenlet already waits to send to this socket")
+        self.step_between()
         self.writer = me
         me.awaits = self
         loop = me.hub.loop
@@ -97,6 +118,9 @@ class Channel:
         fd, self.fd = self.fd, -1
         if self.loop is not None:
             self.loop.forget(fd)
+        if self.direct is getcurrent():
+            # It closes, and so does not wait.
+            self.step_between()
         for worker in (self.reader, self.writer):
             if worker is not None:
                 worker.hub.resume(worker)
@@ -113,6 +137,7 @@ class Channel:
         """Be told by this loop from now on."""
         if self.fd < 0 or loop is None:
             return
+        self.step_between()
         self.loop = loop
         self.outputs = self.writer is not None
         wanted = (INPUT if self.reader is not None else 0) | (OUTPUT if self.outputs else 0)
@@ -121,18 +146,43 @@ class Channel:
         else:
             self.loop = None
 
-    def _on_change(self, events: int) -> None:
-        if events == INPUT:
-            self.changes += 1
-            reader = self.reader
-            if reader is not None:
-                reader.switch()
+    def step_between(self) -> None:
+        """Be told by the loop again, instead of the reader; that one waits on, if it does."""
+        worker, self.direct = self.direct, None
+        if worker is None:
             return
+        worker.listens_to = None
+        if worker is getcurrent() or worker.dead:
+            self.reader = None
+        if self.loop is not None:
+            self.loop.rearrange(self.fd, self._on_change)
+
+    def _begin_to_read(self, me: Worker) -> None:
+        if self.reader is not None and self.reader is not me and not self.reader.dead:
+            raise RuntimeError("another greenlet already waits for this socket's input")
+        if me.listens_to is not None:
+            me.listens_to.step_between()
+        self.reader = me
+        me.awaits = self
+        loop = me.hub.loop
+        if self.loop is not loop:
+            self.rearm(loop)
+        if loop is not None and loop.stays_armed and self.writer is None:
+            self.direct = me
+            me.listens_to = self
+            loop.rearrange(self.fd, me.switch)
+
+    def _note(self, events: int) -> None:
         if events != OUTPUT:
-            self.changes = self.changes + 1 if events == INPUT | OUTPUT else math.nan
-            if self.reader is not None:
-                self.reader.switch()
-        if self.writer is not None:
+            self.is_dry = False
+            if events & ~(INPUT | OUTPUT):
+                self.has_ended = True
+
+    def _on_change(self, events: int) -> None:
+        self._note(events)
+        if events != OUTPUT and self.reader is not None:
+            self.reader.switch()
+        if events != INPUT and self.writer is not None:
             self.writer.switch()
 
     def _on_single_change(self, events: int) -> None:

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sockserve.concurrency.channel import Channel
-from sockserve.concurrency.hub import sleep
+from sockserve.concurrency.channel import INPUT, Channel
+from sockserve.concurrency.hub import getcurrent, sleep
 
-__all__ = ["CooperativeSocket"]
+__all__ = ["CooperativeMethods", "CooperativeSocket"]
 
 _bare_recv = socket.socket.recv
 _bare_recv_into = socket.socket.recv_into
@@ -30,20 +30,15 @@ BUSY_LISTENER = 0.01
 """Seconds until the next try to connect to a Unix socket whose backlog is full: nothing tells when it no longer is."""
 
 
-class CooperativeSocket(socket.socket):
-    """A ``socket.socket`` for handlers that run in greenlets: where it would block, others go on.
+class CooperativeMethods(socket.socket):
+    """The methods of a cooperative socket, whatever else it is.
 
-    ``settimeout()`` and its kin mean what they always mean. Outside of such a greenlet it blocks like any other socket.
-    Its descriptor does not block (O_NONBLOCK), which whoever takes the bare ``fileno()`` has to know; ``detach()``
-    gives it back as the time-out says. Two greenlets cannot wait for input of one socket at once, nor send: that is a
-    RuntimeError; one can read while another sends.
+    Without a place for its channel: an ``ssl.SSLSocket`` can only become one of a class that is laid out alike.
     """
 
-    _serving_channel: Channel
+    __slots__ = ()
 
-    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
-        super().__init__(family, type, proto, fileno)
-        self._serving_begin(super().gettimeout())
+    _serving_channel: Channel
 
     def _serving_begin(self, limit: float | None) -> None:
         self._serving_channel = Channel(super().fileno(), limit)
@@ -53,14 +48,32 @@ class CooperativeSocket(socket.socket):
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
         channel = self._serving_channel
-        changes = channel.changes
         deadline = None
         if flags:
             if flags & _WAITALL:
                 return self._serving_receive_all(bufsize, flags)
-        elif channel.dry_at == changes and channel.limit != 0:
-            deadline = channel.wait_input()
-            changes = channel.changes
+        elif channel.is_dry:
+            reader = channel.direct
+            if reader is not None and reader is getcurrent() and channel.limit is None:
+                # As below, in one frame: this is how a connection that is kept waits for each of its requests.
+                switch = reader.hub.switch
+                try:
+                    told = switch()
+                    if told != INPUT:
+                        channel.heard(told)
+                    data = _bare_recv(self, bufsize)
+                except BlockingIOError:
+                    pass
+                except BaseException:
+                    channel.is_dry = False
+                    channel.step_between()
+                    raise
+                else:
+                    if not data or len(data) == bufsize:
+                        channel.is_dry = False
+                    return data
+            if channel.limit != 0:
+                deadline = channel.wait_input()
         while True:
             try:
                 data = _bare_recv(self, bufsize, flags)
@@ -69,11 +82,9 @@ class CooperativeSocket(socket.socket):
                     raise
             else:
                 if data and len(data) < bufsize and not flags:
-                    # All that there was. What comes from now on the loop tells.
-                    channel.dry_at = changes
+                    channel.dry_up()
                 return data
             deadline = channel.wait_input(deadline)
-            changes = channel.changes
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         channel = self._serving_channel
@@ -84,10 +95,9 @@ class CooperativeSocket(socket.socket):
                     data = self._serving_receive_all(nbytes or len(view), flags)
                     view[: len(data)] = data
                 return len(data)
-        elif channel.dry_at == channel.changes and channel.limit != 0:
+        elif channel.is_dry and channel.limit != 0:
             deadline = channel.wait_input()
         while True:
-            changes = channel.changes
             try:
                 count = _bare_recv_into(self, buffer, nbytes, flags)
             except BlockingIOError:
@@ -95,7 +105,7 @@ class CooperativeSocket(socket.socket):
                     raise
             else:
                 if 0 < count < (nbytes or memoryview(buffer).nbytes) and not flags:
-                    channel.dry_at = changes
+                    channel.dry_up()
                 return count
             deadline = channel.wait_input(deadline)
 
@@ -254,6 +264,15 @@ class CooperativeSocket(socket.socket):
 
     # helpers
 
+    def wait_for_input(self) -> bool:
+        """Wait until ``recv()`` would not; say whether it would give anything. Raises what it would raise."""
+        channel = self._serving_channel
+        if channel.is_dry and channel.limit != 0:
+            channel.wait_input()
+            if channel.has_input():
+                return True
+        return bool(self.recv(1, socket.MSG_PEEK))
+
     def wait_writable(self, timeout: float) -> bool:
         """Wait until it takes more output, at most ``timeout`` seconds; say whether it may."""
         deadline = time.monotonic() + timeout
@@ -295,3 +314,20 @@ class CooperativeSocket(socket.socket):
             if not data or flags & socket.MSG_PEEK:
                 break
         return received
+
+
+class CooperativeSocket(CooperativeMethods):
+    """A ``socket.socket`` for handlers that run in greenlets: where it would block, others go on.
+
+    ``settimeout()`` and its kin mean what they always mean. Outside of such a greenlet it blocks like any other socket.
+    Its descriptor does not block (O_NONBLOCK), which whoever takes the bare ``fileno()`` has to know; ``detach()``
+    gives it back as the time-out says. Two greenlets cannot wait for input of one socket at once, nor send: that is a
+    RuntimeError; one can read while another sends.
+    """
+
+    # As socket.socket has no dict either: reading from one costs more than from a slot, and memory.
+    __slots__ = ("_serving_channel",)
+
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
+        super().__init__(family, type, proto, fileno)
+        self._serving_begin(socket.socket.gettimeout(self))

@@ -8,13 +8,13 @@ import ssl
 from collections.abc import Callable
 from typing import Any, cast
 
-from sockserve.concurrency.cooperative_socket import CooperativeSocket
+from sockserve.concurrency.cooperative_socket import CooperativeMethods
 
 __all__ = ["CooperativeTLSSocket"]
 
 
 class CooperativeTLSSocket(  # type: ignore[misc]  # pyright: ignore[reportIncompatibleMethodOverride] - as to typeshed
-    ssl.SSLSocket, CooperativeSocket
+    ssl.SSLSocket, CooperativeMethods
 ):
     """An ``ssl.SSLSocket`` for handlers that run in greenlets; see CooperativeSocket.
 
@@ -48,7 +48,7 @@ class CooperativeTLSSocket(  # type: ignore[misc]  # pyright: ignore[reportIncom
 
     def recv_beneath(self, size: int, flags: int = 0) -> bytes:
         """What ``recv()`` of the socket beneath gives: TLS records as they are."""
-        return CooperativeSocket.recv(self, size, flags)
+        return CooperativeMethods.recv(self, size, flags)
 
     def _serving_tls(self, operation: Callable[..., Any], *args: Any) -> Any:
         channel = self._serving_channel

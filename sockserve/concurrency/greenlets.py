@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sockserve.concurrency.cooperative_socket import CooperativeSocket
+from sockserve.concurrency.cooperative_socket import CooperativeMethods, CooperativeSocket
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.concurrency.hub import Hub, Worker, current_worker
 from sockserve.concurrency.watchdog import Watchdog
@@ -176,7 +176,7 @@ class GreenletMixIn(DispatchingMixIn):
 
 def cooperative(sock: socket.socket) -> socket.socket:
     """Make a socket cooperative, and return it, or one that has taken its place: use only what is returned."""
-    if isinstance(sock, CooperativeSocket):
+    if isinstance(sock, CooperativeMethods):
         return sock
     if not is_tls(sock):
         limit = sock.gettimeout()

@@ -40,11 +40,14 @@ class Awaited(Protocol):
     def rearm(self, loop: Loop) -> None:
         """Another loop has taken over."""
 
+    def step_between(self) -> None:
+        """The loop gives the worker turns by itself, and shall no longer."""
+
 
 class Worker(greenlet.greenlet):
     """A greenlet that runs one function, and pauses in it."""
 
-    __slots__ = ("_timer", "awaits", "deadline", "function", "hub")
+    __slots__ = ("_timer", "awaits", "deadline", "function", "hub", "listens_to")
 
     def __init__(self, hub: Hub, function: Callable[[], object]) -> None:
         super().__init__(self._work, hub.loop_greenlet)
@@ -52,11 +55,16 @@ class Worker(greenlet.greenlet):
         self.function = function
         self.awaits: Awaited | None = None
         """What it waits for, or has waited for."""
+        self.listens_to: Awaited | None = None
+        """What the loop tells it of by itself: each turn may be about that, until something steps between."""
         self.deadline: float | None = None
         """When its present pause ends at the latest, on the clock of ``time.monotonic()``."""
         self._timer: Timer | None = None
-        # A worker sees the context variables of whoever started it, and changes its own only.
-        self.gr_context = contextvars.copy_context()
+        # A worker sees the context variables of whoever started it, and changes its own only. If there are none it
+        # gets a context of its own with the first that it sets.
+        context = contextvars.copy_context()
+        if context:
+            self.gr_context = context
 
     def _work(self) -> None:
         try:
@@ -70,15 +78,20 @@ class Worker(greenlet.greenlet):
 
     def pause(self, deadline: float | None = None) -> None:
         """Let others run until one of them, or the loop, gives the turn back; or until ``deadline``."""
-        switch = self.hub.switch
+        if self.listens_to is not None:
+            self.listens_to.step_between()
         if deadline is None:
-            switch()
-            return
+            self.hub.switch()
+        else:
+            self.listen(deadline)
+
+    def listen(self, deadline: float) -> object:
+        """As ``pause()``; return what the loop tells of what the worker listens to, or an empty tuple."""
         self.deadline = deadline
         if self._timer is None or deadline < self._timer.when:
             self.set_timer()
         try:
-            switch()
+            return self.hub.switch()
         finally:
             self.deadline = None
 
@@ -161,6 +174,8 @@ class Hub:
     def ended(self, worker: Worker) -> None:
         """A worker is about to end."""
         self.workers.discard(worker)
+        if worker.listens_to is not None:
+            worker.listens_to.step_between()
         worker.clear_timer()
         while self._watchers:
             self._watchers.pop()()

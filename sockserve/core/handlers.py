@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import socket
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, cast
 
 from typing_extensions import TypeVar
@@ -254,4 +255,6 @@ def _wait_for_input(connection: socket.socket) -> bool:
     if is_tls(connection):
         # Whether what comes is a record or the end.
         return bool(recv_beneath(connection, 1, socket.MSG_PEEK))
-    return bool(connection.recv(1, socket.MSG_PEEK))
+    # A cooperative socket may have been told.
+    wait: Callable[[socket.socket], bool] | None = getattr(type(connection), "wait_for_input", None)
+    return bool(connection.recv(1, socket.MSG_PEEK)) if wait is None else wait(connection)

@@ -81,7 +81,8 @@ class Loop:
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
-        self._callbacks: dict[int, Callable[[int], object]] = {}
+        # By descriptor: those are small numbers, and for each event a list is cheaper than a dict, in memory too.
+        self._callbacks: list[Callable[[int], object] | None] = []
         self._after_wait: collections.deque[Callable[[], object]] = collections.deque()
         self._soon: collections.deque[Callable[[], object]] = collections.deque()
         self._timers: list[Timer] = []
@@ -105,7 +106,7 @@ class Loop:
 
         ``shared``: other processes wait for the same; not all need to wake (EPOLLEXCLUSIVE, where there is that).
         """
-        self._callbacks[fd] = lambda _: callback()
+        self._set_callback(fd, lambda _: callback())
         self._poller.register(fd, shared=shared)
 
     def arm(self, fd: int, callback: Callable[[int], object], events: int) -> None:
@@ -114,18 +115,23 @@ class Loop:
         Once for each change (edge-triggered), of input in any case, until ``forget()`` or ``unwatch()``. Where there is
         no epoll only once, as ``stays_armed`` says: then it has to be armed again.
         """
-        self._callbacks[fd] = callback
+        self._set_callback(fd, callback)
         self._poller.arm(fd, events)
+
+    def rearrange(self, fd: int, callback: Callable[[int], object]) -> None:
+        """Call this back from now on for a descriptor that is armed; no effect on any other."""
+        if 0 <= fd < len(self._callbacks) and self._callbacks[fd] is not None:
+            self._callbacks[fd] = callback
 
     def forget(self, fd: int) -> None:
         """Call nobody back any more for a descriptor that is about to be closed; from any thread."""
-        if self._callbacks.pop(fd, None) is not None and not self.stays_armed:
+        if self._drop_callback(fd) and not self.stays_armed:
             # The kernel takes a closed descriptor out of an epoll by itself.
             self._poller.unregister(fd)
 
     def unwatch(self, fd: int) -> None:
         """Stop watching; from any thread, before the descriptor is closed. No effect on one that is not watched."""
-        if self._callbacks.pop(fd, None) is not None:
+        if self._drop_callback(fd):
             self._poller.unregister(fd)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
@@ -199,7 +205,7 @@ class Loop:
             if source is not keep:
                 source.abandon()
         self.is_closed = True
-        self._callbacks.clear()
+        self._callbacks[:] = [None] * len(self._callbacks)
         self._poller.close()
         self._wake_reader.close()
         self._wake_writer.close()
@@ -221,8 +227,8 @@ class Loop:
         while self._after_wait:
             self._after_wait.popleft()()
         for fd, events in ready:
+            callback = callbacks[fd]
             # An earlier callback of this turn may have unwatched it.
-            callback = callbacks.get(fd)
             if callback is not None:
                 callback(events)
         if self._timers:
@@ -232,6 +238,19 @@ class Loop:
             self._soon.popleft()()
         for source in sources:
             source.after_turn()
+
+    def _set_callback(self, fd: int, callback: Callable[[int], object]) -> None:
+        missing = fd + 1 - len(self._callbacks)
+        if missing > 0:
+            self._callbacks += [None] * missing
+        self._callbacks[fd] = callback
+
+    def _drop_callback(self, fd: int) -> bool:
+        """Whether there was one."""
+        if not 0 <= fd < len(self._callbacks) or self._callbacks[fd] is None:
+            return False
+        self._callbacks[fd] = None
+        return True
 
     def _wait_limit(self, sources: tuple[Source, ...]) -> float | None:
         limit = None
