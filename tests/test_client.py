@@ -19,6 +19,7 @@ from handlers import Signal, handlers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from under_test import LIMIT
+from waiting import wait_until_blocked
 
 import sockserve
 from sockserve.client import command_line
@@ -198,6 +199,7 @@ def interrupted(*arguments: str, until: Signal | None) -> tuple[int, bytes, byte
                 said = process.stdout.readline()
             else:
                 assert until.take()
+            wait_until_blocked(process.pid)
             process.send_signal(signal.SIGINT)
             rest, errors = process.communicate(timeout=LIMIT)
         finally:
