@@ -86,8 +86,9 @@ clean:
 	rm -rf .venv-*/ .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist htmlcov
 	find . -path './.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
-# What `test` and `compat` install, so that they can then run side by side.
-environments: $(VENV)/made-for-run $(VENV)/made-for-test programs
+# What `test` and `compat` install, so that they can then run side by side: the first's extra brings the second's along.
+environments: $(VENV)/made-for-test programs
+	@touch $(VENV)/made-for-run
 
 # Each stamp is made last: an environment whose making was interrupted is made again.
 $(VENV)/made:

@@ -15,7 +15,7 @@ from under_test import LIMIT
 from waiting import wait_until
 
 CONNECTIONS = int(os.environ.get("SOAK_CONNECTIONS", "2000"))
-"""Through each model; .ci/run has one Python make 20 000, which takes minutes: a child costs milliseconds."""
+"""Through each model; .ci/run makes 20 000 with one Python, which takes minutes: a child costs milliseconds."""
 
 PARTS = 5
 """In which they come, each a test: forked children take their time on a busy machine."""

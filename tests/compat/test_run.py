@@ -94,6 +94,20 @@ class Sample(unittest.TestCase):
 """
 
 
+ONCE = """\
+import os, socketserver, unittest
+
+class Sample(unittest.TestCase):
+    def test_fails_once(self):
+        socketserver.TCPServer(("127.0.0.1", 0), None).server_close()
+        try:
+            os.rmdir(os.environ["ONCE"])
+        except FileNotFoundError:
+            return
+        self.fail()
+"""
+
+
 def ours(**changes: object) -> Run:
     """A run of one test that passed, with sockserve; or another one."""
     facts = {"ended": True, "implementation": "sockserve", "servers": 1, "outcomes": {"m.a": "passed"}, **changes}
@@ -235,6 +249,17 @@ def test_an_exception_in_a_thread_is_noticed(tmp_path: pathlib.Path) -> None:
     (problem,) = problems
     assert problem.startswith("sample: left no thread, no child process and no unreported exception: failed, with the")
     assert "ValueError: substring not found" in problem
+
+
+def test_what_fails_has_to_fail_twice(tmp_path: pathlib.Path) -> None:
+    """A test that passes when it is run again has passed."""
+    started = processes(tmp_path, ONCE)
+    started.environment["ONCE"] = str(tmp_path / "once")
+    (tmp_path / "once").mkdir()
+    result, problems = compare(started, "sample")
+    assert problems == []
+    assert result.outcomes["sample.Sample.test_fails_once"] == "passed"
+    assert not (tmp_path / "once").exists()
 
 
 def test_a_drop_in_that_does_not_reach_children_is_noticed(
