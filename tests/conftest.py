@@ -6,6 +6,7 @@ Against the stdlib (``under_test``) neither is asked for: there, hangs are ended
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -41,6 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
         # What a flaw left behind must not fail the next test as well.
         for each in ("PytestUnhandledThreadExceptionWarning", "PytestUnraisableExceptionWarning"):
             config.addinivalue_line("filterwarnings", f"ignore::pytest.{each}")
+
+
+def pytest_collection_finish() -> None:
+    """Take what all test modules have made out of the collections with which each test looks for what it left."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
