@@ -128,7 +128,9 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
 
     def _serving_is_dry(self) -> bool:
         """Whether all input that was read has been handled, so that more of it makes the descriptor readable."""
-        return not _holds_input(cast("socket.socket", self.request))
+        request: Any = self.request
+        # Two calls fewer for each message on a plain socket.
+        return type(request) is socket.socket or not _holds_input(request)
 
     def _wait_for_more_input(self) -> bool:
         try:
