@@ -6,6 +6,7 @@
 ## make compat    run CPython's own tests of everything that uses socketserver against sockserve
 ## make bench     measure against the C floor, stdlib and the peers   (WORK=ping50 MODEL=greenlet ROUNDS=3 for a part)
 ## make bench-page    write what runs found into the documents    (RESULTS="one/results.json two/results.json")
+## make bench-calls   count the system calls of a request, with strace, into docs/explanation/performance.md
 ## make bench-smoke   start everything that `bench` starts, for a few hundred requests each
 ## make dist      build what would be published, and try it in an environment of its own
 ## make docs      build the documents as HTML, with every warning an error
@@ -21,13 +22,15 @@ ADDRESS ?= tcp://127.0.0.1:8000
 # program:Debian package; what the tests start as a user would
 PROGRAMS ?= curl:curl dig:bind9-dnsutils logger:bsdutils nc:netcat-openbsd openssl:openssl \
 	redis-benchmark:redis-tools redis-cli:redis-tools
+# gcc alone comes without the headers of the C library.
+BENCH_PROGRAMS := ab:apache2-utils cc:build-essential dnsperf:dnsperf redis-benchmark:redis-tools wrk:wrk
 
 VERSION := $(shell $(PYTHON) -c 'import sys; v = sys.version_info; v < (3, 11) or print("%d.%d.%d" % v[:3] + sys.abiflags)' 2>/dev/null)
 VENV := .venv-$(VERSION)
 IN_VENV := $(VENV)/bin/python
 PIP := $(IN_VENV) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run test check compat bench bench-page bench-smoke docs docs-serve dist coverage format clean environments programs
+.PHONY: help run test check compat bench bench-calls bench-page bench-smoke docs docs-serve dist coverage format clean environments programs
 # Two targets would install into one environment at the same time.
 .NOTPARALLEL:
 
@@ -50,12 +53,16 @@ compat: $(VENV)/made-for-run
 	$(IN_VENV) tests/compat/run.py $(ARGS)
 
 bench bench-smoke: PROGRAMS := $(BENCH_PROGRAMS)
+bench-calls: PROGRAMS := cc:build-essential strace:strace
 
 bench: $(VENV)/made-for-bench programs
 	$(if $(FREE_THREADED),FREE_THREADED=$(FREE_THREADED)) $(IN_VENV) -m benchmarks $(if $(WORK),--work $(WORK)) $(if $(MODEL),--model $(MODEL)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 bench-page: $(VENV)/made-for-bench
 	$(IN_VENV) -m benchmarks.page $(RESULTS)
+
+bench-calls: $(VENV)/made-for-bench programs
+	$(IN_VENV) -m benchmarks.calls --write $(ARGS)
 
 bench-smoke: $(VENV)/made-for-bench programs
 	$(IN_VENV) -m benchmarks --smoke $(ARGS)

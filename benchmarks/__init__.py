@@ -18,5 +18,6 @@ machine does meets all alike. See docs/explanation/performance.md.
 #   report       the tables and the JSON
 #   plots        the pictures
 #   page         what runs found, in the documents
+#   calls        the system calls of a request, by strace
 #   __main__     rounds, and the command line
 #   servers/     the programs that are measured

@@ -244,12 +244,12 @@ def choice(documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from table(["model", "what was measured of it"], rows)
 
 
-def replace(path: pathlib.Path, lines: Iterable[str]) -> None:
+def replace(path: pathlib.Path, lines: Iterable[str], marker: str = BEGIN, last_marker: str = END) -> None:
     """What stands between the markers of a document. Raises ValueError without them."""
-    before, begin, rest = path.read_text("utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = path.read_text("utf-8").partition(marker)
+    _, end, after = rest.partition(last_marker)
     if not end:
-        raise ValueError(f"{path} has no markers {BEGIN} and {END}")
+        raise ValueError(f"{path} has no markers {marker} and {last_marker}")
     text = "\n".join(lines).strip()
     path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", "utf-8")
 
