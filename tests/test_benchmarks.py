@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from benchmarks import contenders, loads, page, processes, report, targets, works
+from benchmarks import calls, contenders, loads, page, processes, report, targets, works
 from benchmarks.__main__ import selected
 from benchmarks.processes import ControlGroup, ServerDiedError, ServerProcess, control_groups
 from benchmarks.targets import Figure, Limit
@@ -99,6 +99,24 @@ def test_what_dnsperf_prints_is_read() -> None:
     assert loads.read_dnsperf(DNSPERF) == (5000, pytest.approx(89971.75), None, None)
     with pytest.raises(loads.LoadError):
         loads.read_dnsperf(DNSPERF.replace("lost:         0", "lost:        50"))
+
+
+STRACE = """\
+% time     seconds  usecs/call     calls    errors syscall
+------ ----------- ----------- --------- --------- ----------------
+ 63.04    0.009999           9      1000           sendto
+ 30.00    0.005863           5      1100       100 recvfrom
+  6.96    0.000100           1         4           ioctl
+------ ----------- ----------- --------- --------- ----------------
+100.00    0.015862           7      2104       100 total
+"""
+
+
+def test_what_strace_counts_is_read() -> None:
+    """Calls per request, the most frequent first; what is rare is not worth a word."""
+    counts = calls.read_summary(STRACE)
+    assert counts == {"recvfrom": 1.1, "sendto": 1.0, "ioctl": 0.004}
+    assert calls.words(counts) == "recvfrom 1.10, sendto 1.00"
 
 
 def test_a_load_that_fails_is_an_error_that_shows_what_it_said() -> None:
@@ -307,5 +325,6 @@ def test_a_part_can_be_asked_for() -> None:
 
 def test_the_document_names_every_work_and_target() -> None:
     """And no others."""
-    assert set(re.findall(r"^\| `([\w-]+)` \|", PERFORMANCE, re.MULTILINE)) == {work.name for work in works.WORKS}
-    assert set(re.findall(r"^\| (P\d+) \|", PERFORMANCE, re.MULTILINE)) == set(targets.TARGETS)
+    promised = PERFORMANCE.partition("## What was found")[0]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", promised, re.MULTILINE)) == {work.name for work in works.WORKS}
+    assert set(re.findall(r"^\| (P\d+) \|", promised, re.MULTILINE)) == set(targets.TARGETS)
