@@ -131,43 +131,41 @@ class StreamReader(io.BufferedReader):
     Raises PeerTimeoutError, which is a TimeoutError, after the connection's time-out without a byte; else OSError.
     """
 
-    def __init__(self, source: SocketReader, buffer_size: int) -> None:
-        super().__init__(source, buffer_size)
-        self._source = source
+    raw: SocketReader  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def readline(self, size: int | None = -1, /) -> bytes:
         line = super().readline(size)
-        if self._source.timed_out:
+        if self.raw.timed_out:
             self._time_out(line)
         return line
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
-        if self._source.timed_out:
+        if self.raw.timed_out:
             self._time_out(data)
         return data
 
     def read1(self, size: int = -1, /) -> bytes:
         data = super().read1(size)
-        if self._source.timed_out:
+        if self.raw.timed_out:
             self._time_out(data)
         return data
 
     def peek(self, size: int = 0, /) -> bytes:
         data = super().peek(size)
-        if self._source.timed_out:
+        if self.raw.timed_out:
             self._time_out(b"")
         return data
 
     def readinto(self, buffer: Any, /) -> int:
         count = super().readinto(buffer)
-        if self._source.timed_out:
+        if self.raw.timed_out:
             self._time_out(bytes(memoryview(buffer).cast("B")[: count or 0]))
         return count
 
     def readinto1(self, buffer: Any, /) -> int:
         count = super().readinto1(buffer)
-        if self._source.timed_out:
+        if self.raw.timed_out:
             self._time_out(bytes(memoryview(buffer).cast("B")[: count or 0]))
         return count
 
@@ -176,17 +174,17 @@ class StreamReader(io.BufferedReader):
 
     def buffered(self) -> bytes:
         """What has been read ahead of whoever reads this file; it stays there. Does not touch the connection."""
-        self._source.is_dry = True
+        self.raw.is_dry = True
         try:
             return super().peek()
         finally:
-            self._source.is_dry = False
+            self.raw.is_dry = False
 
     def _time_out(self, data: bytes | None) -> None:
         # The buffer is empty now: it asked for more only because all that it had was not enough.
-        self._source.timed_out = False
+        self.raw.timed_out = False
         if data:
-            self._source.unread(data)
+            self.raw.unread(data)
         raise PeerTimeoutError("timed out")
 
 
