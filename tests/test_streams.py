@@ -213,6 +213,27 @@ def test_the_reader_keeps_the_descriptor_open(pair: Pair) -> None:
         file.read(1)
 
 
+@pytest.mark.parametrize("buffer_size", [0, -1])
+def test_a_reader_tells_of_itself_what_one_of_makefile_does(pair: Pair, buffer_size: int) -> None:
+    """Position, descriptor, name and mode, before and after it is closed."""
+    connection = pair[0]
+    files: list[Any] = [connection.makefile("rb", buffer_size), open_reader(connection, buffer_size)]
+    with files[0], files[1]:
+        for file in files:
+            assert (file.readable(), file.writable(), file.seekable()) == (True, False, False)
+            raw = getattr(file, "raw", file)
+            assert (file.fileno(), file.name, raw.mode) == (connection.fileno(), connection.fileno(), "rb")
+            with pytest.raises(io.UnsupportedOperation):
+                file.tell()
+    for file in files:
+        file.close()
+        assert file.closed
+        with pytest.raises(ValueError, match="closed"):
+            file.read(1)
+        with pytest.raises(ValueError, match="closed"):
+            file.fileno()
+
+
 def test_a_socket_with_files_of_its_own_is_asked_for_them() -> None:
     """A class that overrides makefile(), as gevent's, knows how to read without blocking others."""
 

@@ -212,6 +212,9 @@ class UnbufferedReader(SocketReader):
             raise
         return bytes(line)
 
+    def tell(self) -> int:
+        raise io.UnsupportedOperation("seek")
+
     def buffered(self) -> bytes:
         """What was put back, and has not been read again."""
         return self._unread
