@@ -14,7 +14,7 @@ import threading
 from typing import Any
 
 import pytest
-from handlers import handlers
+from handlers import Signal, handlers
 from log_watch import ExpectLog
 from under_test import LIMIT
 from waiting import wait_until
@@ -310,3 +310,26 @@ def test_the_standard_librarys_http_server(running: Running, mix_in: Any) -> Non
         return not set(leaks.child_processes()) & first
 
     wait_until(has_been_replaced)
+
+
+def test_a_worker_that_is_late_serves_nobody_after_shutdown() -> None:
+    """``shutdown()`` does not wait for one that is still being set up; that one ends without having accepted."""
+    begun, may_go_on = Signal(), Signal()
+
+    class Server(sockserve.PreForkMixIn, sockserve.TCPServer):
+        processes = 1
+
+        def setup_worker(self) -> None:
+            begun.set()
+            may_go_on.wait()
+
+    server = Server(LOOPBACK, handlers(sockserve).WriteFirst)
+    loop = threading.Thread(target=server.serve_forever)
+    loop.start()
+    assert begun.take()
+    call_within(LIMIT, server.shutdown)
+    loop.join()
+    with connect(server) as client, contextlib.suppress(ConnectionError):
+        may_go_on.set()
+        server.server_close()
+        assert client.recv(10) == b""

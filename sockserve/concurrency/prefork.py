@@ -353,6 +353,8 @@ def _twins_of(server: Any) -> dict[int, socket.socket]:
 
 def _beat_and_count_by_hooks(server: Any, link: Link, duties: Duties) -> None:
     """On a standard library's server, whose loop is not ours and tells no observer; in one worker's copy of it."""
+    # It is ready after the first turn, in which it may have accepted.
+    link.page.begin()
     service_actions, get_request, close_request = server.service_actions, server.get_request, server.close_request
 
     def beat() -> None:

@@ -242,6 +242,8 @@ class Supervisor:
             self._is_stopping = True
             for worker in self.workers.values():
                 if not worker.is_leaving:
+                    # One that is only about to begin could take its time until it hears anything.
+                    worker.has_stopped = worker.page.call_off()
                     self._press(worker, [(LEAVE, None)])
 
     def _have_ended(self) -> None:

@@ -85,7 +85,7 @@ milliseconds to clear a process away, and ``shutdown()`` may be waiting for the 
 DUMP_SIGNAL = signal.SIGQUIT
 """Makes a worker tell the stacks of all its threads, as it does to Java's machine."""
 
-BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS = range(7)
+BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS, BEGUN, TOO_LATE = range(9)
 
 
 _SLEEPS = 0
@@ -116,6 +116,17 @@ class Page:
         """Seconds since the last beat; None: it sleeps."""
         beat = self.numbers[BEAT]
         return None if beat == _SLEEPS else (time.monotonic_ns() - beat) / 1e9
+
+    def begin(self) -> bool:
+        """The worker is about to accept: whether it may. Once ``call_off()`` was true, it may not."""
+        # In this order, and there the other way round: of two that meet here at least one sees the other.
+        self.numbers[BEGUN] = 1
+        return not self.numbers[TOO_LATE]
+
+    def call_off(self) -> bool:
+        """The worker shall not begin: whether it has not, so that nobody need wait until it has stopped."""
+        self.numbers[TOO_LATE] = 1
+        return not self.numbers[BEGUN]
 
     def add_to(self, counters: Counters) -> None:
         """Add what the worker counted, which has ended: what it still had in progress has failed."""
@@ -305,10 +316,12 @@ class Link:
         self.orders = orders
         self._control = control
         self._loop: Loop | None = None
+        self._duties: Duties | None = None
         self._is_ready = False
 
     def obey(self, duties: Duties) -> None:
         """Do what the supervisor says, from now on. Raises RuntimeError if there is no thread to be had."""
+        self._duties = duties
 
         def on_sigterm(_signum: int, _frame: object) -> None:
             duties.leave()
@@ -352,7 +365,10 @@ class Link:
         self.page.beat()
         if not self._is_ready:
             self._is_ready = True
-            self.tell(READY)
+            if self.page.begin():
+                self.tell(READY)
+            elif self._duties is not None:
+                self._duties.leave()
 
     def has_stopped(self) -> None:
         """The loop has ended: nothing more is accepted."""
