@@ -101,9 +101,10 @@ CLIENTS: Mapping[str, Callable[[int, int], contextlib.AbstractContextManager[Ask
     "connect": opened,
     "udp": datagrams,
 }
+# Without a child for each request: a thousand of them under strace take minutes.
 SERVERS = (
     *("floor", "stdlib-inline", "inline", "stdlib-thread", "thread", "pool", "greenlet"),
-    *("stdlib-fork", "fork", "uvloop", "asyncio", "gevent", "trio"),
+    *("uvloop", "asyncio", "gevent", "trio"),
 )
 
 
@@ -171,8 +172,7 @@ def main() -> None:
             rows = []
             for name in asked.model:
                 each = BY_NAME[name]
-                # A datagram's child says nothing new, and a thousand of them under strace take minutes.
-                if protocol in each.protocols and each.missing() is None and not (each.forks and protocol == "udp"):
+                if protocol in each.protocols and each.missing() is None:
                     counts = measure(each, protocol)
                     sys.stderr.write(f"{protocol} {name}\n")
                     locks = counts.pop(LOCKS, 0.0)
