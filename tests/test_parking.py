@@ -354,6 +354,8 @@ def test_without_descriptors_the_longest_parked_make_room() -> None:
             clients.append(client)
         assert clients[0].recv(100) == b""
         exchange(clients[-1], b"still here")
+        # Whoever made room says so after that.
+        wait_until(program.errors)
         assert program.errors().count("\n") == 1
         assert "out of descriptors: closing the connections that have been parked longest" in program.errors()
         program.process.kill()

@@ -33,6 +33,9 @@ LIMITS_PER_SECOND = 16
 ROOM = 16
 """Connections closed at once when descriptors have run out: a little more than the one that is asked for."""
 
+ROOM_WAIT = 0.05
+"""Seconds that a worker waits at most for another one's closing, before it tries to accept again."""
+
 ROOM_LOG_INTERVAL = 60.0
 """Seconds between two lines in the log about that."""
 
@@ -55,6 +58,7 @@ class ParkingLot:
         self._is_closed = False
         self._said_room_at = -math.inf
         self._claiming = threading.Lock()
+        self._making_room = threading.Lock()
         # For each time-out those parked with it, the longest first: only the first of each has to be looked at.
         self._silent: dict[float, dict[int, LiveRequest]] = {}
 
@@ -169,8 +173,21 @@ class ParkingLot:
                 self.put_back(live)
         self.next_look = earliest
 
-    def make_room(self) -> int:
-        """Close some of those that have been parked longest, because descriptors have run out; return how many."""
+    def make_room(self) -> bool:
+        """Close some of those that have been parked longest, because descriptors have run out; say whether there were.
+
+        If another worker is at it, what it closes is enough for both; then the answer is true as well.
+        """
+        if not self._making_room.acquire(blocking=False):
+            if self._making_room.acquire(timeout=ROOM_WAIT):
+                self._making_room.release()
+            return True
+        try:
+            return self._close_longest_parked() > 0
+        finally:
+            self._making_room.release()
+
+    def _close_longest_parked(self) -> int:
         room = 0
         while room < ROOM and (live := _first(self.parked)) is not None:
             if self.claim(live):
