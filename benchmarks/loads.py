@@ -44,7 +44,7 @@ def run(command: Sequence[str]) -> str:
 FEWEST_WAITING = 0.05
 """Of the clients: of those that wait for an answer at a time on average."""
 
-ENOUGH_EACH = 25
+ENOUGH_EACH = 20
 """Requests of a client, from which on the average says something."""
 
 
