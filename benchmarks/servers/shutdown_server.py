@@ -14,8 +14,11 @@ from typing import Any
 
 from blocking import NO_SUCH_MODEL, announce_server, make_server
 
-ASLEEP = 0.02
+ASLEEP = 0.03
 """Seconds after which a loop that has begun is in the middle of what it does: waiting, or serving."""
+
+SPREAD = 0.01
+"""Seconds by which the first and the last of the shutdowns differ in that."""
 
 POLL_INTERVAL = 0.5
 """Of the standard library's loop. Asked at some point in it, for its shutdown() takes what is left of it."""
@@ -44,7 +47,7 @@ def main() -> None:
         sys.stderr.write(f"{error}\n")
         sys.exit(NO_SUCH_MODEL)
     announce_server(server)
-    spread = POLL_INTERVAL if module_name == "socketserver" else ASLEEP
+    spread = POLL_INTERVAL if module_name == "socketserver" else SPREAD
     for first in (ASLEEP, CLIENTS_BEGIN):
         shutdown_once(server, first)
         took = [shutdown_once(server, ASLEEP + spread * each / int(times)) for each in range(int(times))]
