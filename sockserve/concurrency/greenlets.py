@@ -99,6 +99,9 @@ class GreenletMixIn(DispatchingMixIn):
     ``serve_forever()`` returns when they have ended. After ``drain_timeout`` seconds they are cut, and a second later
     ended by GreenletExit.
     ``handle_request()`` returns when its request has ended.
+
+    Over a standard library's server (``class S(GreenletMixIn, http.server.HTTPServer)``) it serves one request at a
+    time: that one's own ``serve_forever()`` waits for nothing but its listener. Use a server of sockserve.
     """
 
     slow_handler_warning: float | None = 5.0
