@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import threading
 import time
@@ -40,9 +41,15 @@ class GreenletDispatcher:
         self._loop: Loop | None = None
 
     def dispatch(self, serve: Callable[[], str], release: Callable[[], None]) -> Worker:
+        return self.run(serve)
+
+    def run(self, function: Callable[..., object], argument: object = None) -> Worker:
+        """Run a function, with its argument if it has one."""
         hub = self.hub_here()
-        # Without a loop nothing would go on after this: a standard library's server, or one over handle_request().
-        return hub.begin(serve) if self._loop is not None else hub.run(serve)
+        if self._loop is not None:
+            return hub.begin(function, argument)
+        # Nothing would go on after this: a standard library's server, or one over handle_request().
+        return hub.run(function if argument is None else functools.partial(function, argument))
 
     def hub_here(self) -> Hub:
         """The hub of this thread: a worker can never leave its own."""
@@ -133,12 +140,10 @@ class GreenletMixIn(DispatchingMixIn):
             request = cooperative(live.request)
             if request is not live.request:
                 live.table.replace(live, request)
-        # Not functools.partial(): each function in C that is under way makes the stack longer which a switch copies.
-        self._serving_dispatcher.dispatch(lambda: self._serving_work(live), _nothing_to_release)
+        self._serving_dispatcher.run(self._serving_work, live)
 
     def _serving_work(self, live: LiveRequest) -> str:
-        me = current_worker()
-        live.is_running = None if me is None else me.is_current
+        live.runner = current_worker()
         try:
             return super()._serving_work(live)
         except CutShort:
@@ -190,7 +195,3 @@ def cooperative(sock: socket.socket) -> socket.socket:
     from sockserve.concurrency.cooperative_tls import CooperativeTLSSocket  # noqa: PLC0415
 
     return CooperativeTLSSocket.adopt(sock)
-
-
-def _nothing_to_release() -> None:
-    """A greenlet has no copy of its own."""

@@ -44,6 +44,14 @@ class RemoteWorker(Protocol):
         """End it now."""
 
 
+class Runner(Protocol):
+    """What runs a handler, if that is not a whole thread."""
+
+    def is_current(self) -> bool:
+        """Whether it is what calls this."""
+        ...
+
+
 class ParkingPlace(Protocol):
     """Where a connection waits for its client without a thread."""
 
@@ -64,8 +72,8 @@ class LiveRequest:
     """Whether ``detach_request()`` gave its socket away, so that the server must not close it."""
     thread: int | None
     """The identity of the thread that serves it; None while nobody in this process does."""
-    is_running: Callable[[], bool] | None = None
-    """If a greenlet serves it: says whether that is the one that calls. Its thread serves others as well."""
+    runner: Runner | None = None
+    """If a greenlet serves it: that one. Its thread serves others as well."""
     owner: str | None = None
     """Who serves or closes it: "loop" or "worker"; None: nobody has claimed that."""
     kept: weakref.ref[socket.socket] | None = None
@@ -107,7 +115,7 @@ class LiveRequest:
 
     def is_callers_own(self) -> bool:
         """Whether it is served by whoever calls this, who therefore cannot wait for its end."""
-        return self.thread == threading.get_ident() and (self.is_running is None or self.is_running())
+        return self.thread == threading.get_ident() and (self.runner is None or self.runner.is_current())
 
     def offer(self) -> None:
         """Let ``claim()`` decide who serves or closes it."""
