@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from sockserve.core.loop import Loop, Timer
 from sockserve.core.one_shot import OneShot
@@ -47,14 +47,14 @@ class Awaited(Protocol):
 class Worker(greenlet.greenlet):
     """A greenlet that runs one function, and pauses in it."""
 
-    __slots__ = ("_argument", "_function", "_timer", "awaits", "deadline", "hub", "listens_to")
+    __slots__ = ("_function", "_timer", "argument", "awaits", "deadline", "hub", "listens_to")
 
     def __init__(self, hub: Hub, function: Callable[..., object], argument: object = None) -> None:
-        super().__init__(self._work, hub.loop_greenlet)
+        super().__init__(_work, hub.loop_greenlet)
         self.hub = hub
         # Apart, which for each connection takes less memory than a closure.
         self._function = function
-        self._argument = argument
+        self.argument = argument
         self.awaits: Awaited | None = None
         """What it waits for, or has waited for."""
         self.listens_to: Awaited | None = None
@@ -68,15 +68,11 @@ class Worker(greenlet.greenlet):
         if context:
             self.gr_context = context
 
-    def _work(self) -> None:
-        try:
-            # Not by "*": that makes the stack longer which a switch copies.
-            if self._argument is None:
-                self._function()
-            else:
-                self._function(self._argument)
-        finally:
-            self.hub.ended(self)
+    def take_function(self) -> Callable[..., object]:
+        """What it runs, which is kept no longer than until it is called."""
+        function = self._function
+        del self._function
+        return function
 
     def is_current(self) -> bool:
         """Whether it is what calls this."""
@@ -122,6 +118,19 @@ class Worker(greenlet.greenlet):
             self.switch()
         else:
             self.set_timer()
+
+
+def _work() -> None:
+    # A function, as each method that is under way is an object of its own for each connection.
+    me = cast("Worker", getcurrent())
+    try:
+        # Not by "*": that makes the stack longer which a switch copies.
+        if me.argument is None:
+            me.take_function()()
+        else:
+            me.take_function()(me.argument)
+    finally:
+        me.hub.ended(me)
 
 
 def _no_loop() -> None:
