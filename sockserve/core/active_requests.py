@@ -136,7 +136,7 @@ class ActiveRequests:
     """The requests of one server that were accepted and not yet closed."""
 
     def __init__(self) -> None:
-        # For every request its life does here, in place, what enter(), find() and discard() do: calls that are felt.
+        # Not private: take_again() and handlers do in place what enter(), find() and discard() do.
         self.by_id: dict[int, LiveRequest] = {}
         """By identity: a datagram's request is a tuple, and equal ones may be served at once."""
         self.watchers: list[Callable[[], None]] = []

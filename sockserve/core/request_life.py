@@ -73,12 +73,9 @@ def call(hook: Any, server: Any, live: LiveRequest) -> None:
 
 def take(server: Any, live: LiveRequest) -> None:
     """Verify what ``get_request()`` returned and hand it to ``process_request()``."""
-    table = live.table
     try:
         # Here and not before: an exception of a signal handler must not leave it in the table.
-        table.by_id[live.key] = live
-        if table.watchers:
-            table.tell_watchers()
+        live.table.enter(live)
         events = live.events
         if events.accept:
             Events.emit(events.accept, server, live)
@@ -96,7 +93,7 @@ def take(server: Any, live: LiveRequest) -> None:
         _give_up(server, live)
         raise
     # Still "verify": a subclass's process_request() served it in its own way, or keeps it for process_request_thread().
-    if live.state == "verify" and not table.keep(live, functools.partial(forget, server, live)):
+    if live.state == "verify" and not live.table.keep(live, functools.partial(forget, server, live)):
         forget(server, live)
 
 
@@ -108,7 +105,8 @@ def serves_at_once(server: Any, events: Events) -> bool:
 def take_again(server: Any, live: LiveRequest, request: Any, client_address: Any) -> bool:
     """As ``take()``, with a record that has served before: true if it may serve once more, since nobody else has it.
 
-    In one piece, because a short request's steps cost less than the calls between them.
+    In one piece, down to the table's enter() and discard(), because a short request's steps cost less than the calls
+    between them.
     """
     table = live.table
     live.key = id(request)
@@ -273,10 +271,7 @@ def forget(server: Any, live: LiveRequest) -> None:
     # The observers first: who waits for an idle server reads exact counters then.
     if live.events.shutdown:
         Events.emit(live.events.shutdown, server, live)
-    table = live.table
-    table.by_id.pop(live.key, None)
-    if table.watchers:
-        table.tell_watchers()
+    live.table.discard(live)
 
 
 def drain_one(server: Any, live: LiveRequest) -> None:
