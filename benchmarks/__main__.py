@@ -8,6 +8,7 @@ import itertools
 import os
 import pathlib
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -149,6 +150,8 @@ def main() -> int:
     works = [work for work in selected(asked.work) if work.name not in effort.without]
     models = [*asked.model, "floor"] if asked.model else []
     bench = Bench(works, models, effort, _say)
+    # As Ctrl-C: what was started is stopped, and what was measured is told.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.environ["PYTHONPATH"] = contenders.python_path()

@@ -109,6 +109,7 @@ CONTENDERS: Sequence[Contender] = (
     _ours("greenlet", "greenlet", *STREAMS, "connect-stream", *HTTP, UNIX, needs="greenlet"),
     _ours("prefork-inline", "inline", "connect", "udp", processes=2),
     _ours("prefork-pool", "pool", *STREAMS, "cpu", workers=2, processes=2),
+    _ours("prefork-pool-1", "pool", "cpu", workers=1, processes=2),
     Contender("free-threaded-pool-1", "pool", (FREE_THREADED, "sockserve", "pool", "{}", "1", "0"), ("cpu",)),
     Contender("free-threaded-pool-2", "pool", (FREE_THREADED, "sockserve", "pool", "{}", "2", "0"), ("cpu",)),
 )

@@ -102,6 +102,8 @@ class Rate(NamedTuple):
     """Of a round: from a tenth of a second to a few of processor time, which the kernel counts in microseconds."""
     turns: int
     unit: str = "cpu_us"
+    on_both: bool = False
+    """Whether the server has both processors, the clients' too."""
 
     def contenders(self, number: int = 1) -> Sequence[Contender]:
         """Those that speak the protocol, and can serve so many clients at once."""
@@ -113,7 +115,7 @@ class Rate(NamedTuple):
     @property
     def stays(self) -> bool:
         """Whether a client keeps its connection."""
-        return self.protocol.startswith(("ping", "http-kept"))
+        return self.protocol.startswith(("ping", "http-kept", "cpu"))
 
     def measure(
         self, contenders: Sequence[Contender], start: Start, places: Places, effort: Effort
@@ -121,8 +123,9 @@ class Rate(NamedTuple):
         """The processor time and the latencies of a round."""
         cpu: dict[str, float] = dict.fromkeys((each.name for each in contenders), 0.0)
         results: dict[str, list[loads.Result]] = {name: [] for name in cpu}
+        cores = places.both if self.on_both else {places.server}
         with contextlib.ExitStack() as stack:
-            servers = [(each, stack.enter_context(start(each, self.protocol, {places.server}))) for each in contenders]
+            servers = [(each, stack.enter_context(start(each, self.protocol, cores))) for each in contenders]
             turns = max(1, round(self.turns * min(1.0, effort.share * 10)))
             for turn in range(turns):
                 # Whoever comes second finds warm caches: let all have that.
@@ -165,33 +168,6 @@ def settle(server: ServerProcess) -> float:
         if now - before < SETTLED:
             break
     return now
-
-
-class Processor(NamedTuple):
-    """Handlers that compute, on both cores; what counts is how many a second are answered."""
-
-    name: str = "cpu"
-    protocol: str = "cpu"
-    unit: str = "per_second"
-    clients: int = 8
-    requests: int = 1000
-
-    def contenders(self, number: int = 1) -> Sequence[Contender]:
-        """Those that have the handler."""
-        return [each for each in CONTENDERS if self.protocol in each.protocols]
-
-    def measure(
-        self, contenders: Sequence[Contender], start: Start, places: Places, effort: Effort
-    ) -> dict[str, Figures]:
-        """The throughput of a round."""
-        figures = {}
-        for each in contenders:
-            with start(each, self.protocol, places.both) as server:
-                loads.ab(server.place, self.clients, self.clients * 4)
-                before = server.cpu_seconds()
-                result = loads.ab(server.place, self.clients, max(FEWEST, round(self.requests * effort.share)))
-                figures[each.name] = _figures(settle(server) - before, [result])
-        return figures
 
 
 class Idle(NamedTuple):
@@ -375,7 +351,7 @@ WORKS: Sequence[Work] = (
     Rate("http", "http", loads.ab, clients=50, requests=3_000, turns=2),
     Rate("http-kept", "http-kept", _wrk, clients=50, requests=10_000, turns=1),
     Idle(),
-    Processor(),
+    Rate("cpu", "cpu", loads.redis_benchmark, clients=8, requests=2_000, turns=2, unit="per_second", on_both=True),
     Shutdown(),
     Wakeups(),
 )

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import signal
+import socket
 import sys
 from collections.abc import Collection
 from typing import Any
 
 import pytest
+from programs import Program
+from under_test import LIMIT
 from waiting import wait_until
 
 from benchmarks import calls, contenders, loads, page, processes, report, targets, works
@@ -220,6 +224,32 @@ def test_a_server_is_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     figures = work.measure([contenders.BY_NAME[name]], start, places, works.SMOKE)
     assert figures[name]["cpu_us"] > 0
     assert figures[name]["mib"] > 1
+
+
+STOPPED_RUN = """
+import sys, threading
+from benchmarks import __main__ as bench, contenders, loads, works
+
+def ab(place, *_):
+    print(place)
+    while True:
+        threading.Event().wait(0.05)
+
+works.CONTENDERS = [contenders.BY_NAME["inline"]]
+loads.ab = ab
+sys.argv = ["benchmarks", "--smoke", "--work", "wakeups"]
+sys.exit(bench.main())
+"""
+
+
+def test_a_run_that_is_told_to_stop_takes_its_servers_along() -> None:
+    """SIGTERM, as a service manager or a time limit sends it."""
+    with Program(STOPPED_RUN) as program:
+        port = int(program.line())
+        program.send(signal.SIGTERM)
+        assert program.status(LIMIT) == 0
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
 
 
 ROUNDS = {

@@ -62,10 +62,18 @@ def udp(self: Any) -> None:
 
 
 def cpu(self: Any) -> None:
-    """Compute, and answer."""
-    self.request.recv(1024)
-    work_hard()
-    self.request.sendall(PAGE)
+    """Compute, and answer, until the client is done."""
+    while self.request.recv(1024):
+        work_hard()
+        self.request.sendall(PONG)
+
+
+def cpu_parked(self: Any) -> None:
+    """The same, and give the thread back until the client speaks again."""
+    if self.request.recv(1024):
+        work_hard()
+        self.request.sendall(PONG)
+        self.keep_open()
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
@@ -114,7 +122,7 @@ def handler_class(module: Any, model: str, work: str) -> Any:
         "connect": connect,
         "connect-stream": connect_stream,
         "udp": udp,
-        "cpu": cpu,
+        "cpu": cpu_parked if model == "pool" else cpu,
     }[work]
     base = "StreamRequestHandler" if work.endswith("-stream") else "BaseRequestHandler"
     return type("Handler", (getattr(module, base),), {"handle": handle})
