@@ -15,7 +15,9 @@
 ## make format    format the code and sort the imports
 ## make clean     remove the environments and whatever the commands above left
 
-PYTHON ?= python3
+PYTHON ?= $(or $(if $(filter bench%,$(MAKECMDGOALS)),$(SYSTEM_PYTHON)),python3)
+# A distribution builds its interpreter with profile-guided optimisation, as most that serve have it; pyenv does not.
+SYSTEM_PYTHON = $(shell /usr/bin/python3 -c 'import sys; sys.version_info < (3, 11) or print(sys.executable)' 2>/dev/null)
 ARGS ?=
 RESULTS ?= benchmarks/results/results.json
 ADDRESS ?= tcp://127.0.0.1:8000
