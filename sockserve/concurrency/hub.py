@@ -195,6 +195,8 @@ class Hub:
         if worker.listens_to is not None:
             worker.listens_to.step_between()
         worker.clear_timer()
+        # A request's record knows its worker: in a circle both would stay until the garbage collector comes by.
+        worker.argument = None
         while self._watchers:
             self._watchers.pop()()
 
