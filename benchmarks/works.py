@@ -184,7 +184,7 @@ class Idle(NamedTuple):
     clients: int = 10
     requests: int = 2_000
     """Of a turn. All turns together leave a client enough ports that no server has seen yet."""
-    turns: int = 5
+    turns: int = 3
 
     def contenders(self, number: int = 1) -> Sequence[Contender]:
         """Those that can hold them: not in a process each. Those that no target is about, once."""
