@@ -110,22 +110,6 @@ class WaitingForWorkersMixIn:
         return self._serving_close_workers(CUT_GRACE)
 
 
-class _Service:
-    """One request, to be served: a method of it is no partial, which would part Python's calls, and no closure.
-
-    Of ten thousand closures the garbage collector has twice as many objects to walk.
-    """
-
-    __slots__ = ("_live", "_server")
-
-    def __init__(self, server: DispatchingMixIn, live: LiveRequest) -> None:
-        self._server = server
-        self._live = live
-
-    def run(self) -> str:
-        return self._server._serving_work(self._live)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-
-
 class DispatchingMixIn(WaitingForWorkersMixIn):
     """Gives each request to a dispatcher. The concrete mix-ins say which."""
 
@@ -165,7 +149,8 @@ class DispatchingMixIn(WaitingForWorkersMixIn):
 
     def _serving_dispatch(self, live: LiveRequest) -> None:
         release = functools.partial(self.close_request, live.request)  # type: ignore[attr-defined]
-        self._serving_dispatcher.dispatch(_Service(self, live).run, release)
+        # Not a partial, which would part Python's calls.
+        self._serving_dispatcher.dispatch(lambda: self._serving_work(live), release)
 
     def _serving_serve(self, live: LiveRequest) -> None:
         live.thread = threading.get_ident()

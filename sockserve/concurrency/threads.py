@@ -34,7 +34,8 @@ class WorkerThreads:
 
     def append(self, thread: threading.Thread) -> None:
         """Wait for this thread too, unless it is a daemon."""
-        self.reap()
+        if self._finished:
+            self.reap()
         if not thread.daemon:
             self._threads[id(thread)] = thread
 
@@ -81,17 +82,18 @@ class WorkerThreads:
 
 
 class _Work:
-    """What one thread does. With a method of it instead of a closure the collector has fewer objects to walk."""
+    """What one thread does. Instead of closures and partials, which would be more objects for the collector to walk."""
 
-    __slots__ = ("_serve", "_threads")
+    __slots__ = ("_argument", "_function", "_threads")
 
-    def __init__(self, serve: Callable[[], str], threads: WorkerThreads) -> None:
-        self._serve = serve
+    def __init__(self, function: Callable[[Any], object], argument: object, threads: WorkerThreads) -> None:
+        self._function = function
+        self._argument = argument
         self._threads = threads
 
     def run(self) -> None:
         try:
-            self._serve()
+            self._function(self._argument)
         finally:
             self._threads.finished(threading.current_thread())
 
@@ -109,8 +111,12 @@ class ThreadDispatcher:
         """What a program put in the place of ``_threads``; it gets each thread as well."""
 
     def dispatch(self, serve: Callable[[], str], release: Callable[[], None]) -> threading.Thread:
+        return self.run(lambda _: serve(), None)
+
+    def run(self, function: Callable[[Any], object], argument: object) -> threading.Thread:
+        """Call a function with its argument in a new thread."""
         threads = self.threads
-        target = _Work(serve, threads).run
+        target = _Work(function, argument, threads).run
         context = contextvars.copy_context()
         if context:
             # Handlers see the context variables of whoever called serve_forever(). On the outside, where it does not
@@ -185,7 +191,7 @@ class ThreadingMixIn(DispatchingMixIn):
 
     def _serving_dispatch(self, live: LiveRequest) -> None:
         try:
-            super()._serving_dispatch(live)
+            self._serving_dispatcher.run(self._serving_work, live)
         except RuntimeError as error:
             if not interpreter_ends(error):
                 raise

@@ -216,7 +216,8 @@ class Acceptor:
         dispatcher = self._dispatcher
         count_waiting = self._count_waiting
         waiting = 1
-        self._have_spare()
+        if dispatcher is None:
+            self._have_spare()
         for _ in range(self._batch):
             if self.stop_requested or self.listener_closed or lifecycle.suspended:
                 return
