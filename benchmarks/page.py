@@ -1,7 +1,7 @@
 """What runs found, written into the documents: ``python -m benchmarks.page RESULTS.json...``, one file for each run.
 
-Replaced is what stands between the markers in docs/explanation/performance.md and docs/how-to/choose-a-model.md, and
-the plots in docs/pictures/measured/.
+Replaced is what stands between the markers in docs/explanation/performance.md, docs/how-to/choose-a-model.md and
+README.md, and the plots in docs/pictures/measured/.
 """
 
 from __future__ import annotations
@@ -47,6 +47,28 @@ MODELS = {
 
 ONE_PROCESS = Figure("cpu", "pool-2", "per_second")
 """Beside which the worker processes' figure stands."""
+
+WHERE_ALL_STAND = {
+    "a C program": "floor",
+    "`socketserver`, threads": "stdlib-thread",
+    "gevent": "gevent",
+    "asyncio": "asyncio",
+    "asyncio on uvloop": "uvloop",
+    "trio": "trio",
+    "sockserve, `inline`": "inline",
+    "sockserve, `thread`": "thread",
+    "sockserve, `pool`": "pool",
+    "sockserve, `greenlet`": "greenlet",
+}
+"""The rows of the table in README.md."""
+
+AT_A_GLANCE = {
+    "a connection per request, 50 at once": ("connect", "cpu_us"),
+    "a request on one of 500 kept connections": ("ping500", "cpu_us"),
+    "a datagram": ("udp", "cpu_us"),
+    "KiB for a silent connection": ("idle", "kib_each"),
+}
+"""Its columns."""
 
 Runs = Sequence[Rounds]
 
@@ -244,6 +266,17 @@ def choice(documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from table(["model", "what was measured of it"], rows)
 
 
+def summary(documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The lines for README.md: one figure for each, the median over all rounds."""
+    together = merged([document["rounds"] for document in documents])
+    rows = []
+    for words, server in WHERE_ALL_STAND.items():
+        found = [Figure(work, server, name).median(together) for work, name in AT_A_GLANCE.values()]
+        if any(found):
+            rows.append([words, *(number(each) if each else "" for each in found)])
+    yield from table(["", *AT_A_GLANCE], rows)
+
+
 def replace(path: pathlib.Path, lines: Iterable[str], marker: str = BEGIN, last_marker: str = END) -> None:
     """What stands between the markers of a document. Raises ValueError without them."""
     before, begin, rest = path.read_text("utf-8").partition(marker)
@@ -255,9 +288,10 @@ def replace(path: pathlib.Path, lines: Iterable[str], marker: str = BEGIN, last_
 
 
 def write(documents: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> None:
-    """Both pages, and the plots."""
+    """The pages, and the plots."""
     replace(folder / "explanation/performance.md", performance(documents))
     replace(folder / "how-to/choose-a-model.md", choice(documents))
+    replace(folder.parent / "README.md", summary(documents))
     together = merged([document["rounds"] for document in documents])
     plots.draw(together, UNITS, folder / "pictures/measured", PLOTS)
 

@@ -333,6 +333,7 @@ def test_what_runs_found_is_written_between_the_markers(tmp_path: pathlib.Path) 
     page.replace(document, page.performance([RUN, RUN]))
     assert document.read_text("utf-8") == written
     assert "| `pool` | 25.00 µs for a connection |" in list(page.choice([RUN]))
+    assert "| sockserve, `pool` | 25.00 |  |  |  |" in list(page.summary([RUN]))
     document.write_text("no markers", "utf-8")
     with pytest.raises(ValueError, match="no markers"):
         page.replace(document, [])
