@@ -13,14 +13,17 @@ import ssl
 import subprocess
 import sys
 import threading
+import weakref
 from typing import Any
 
+import greenlet
 import pytest
 from certificates import client_context, make_certificate, server_context
 from handlers import Boom
 from log_watch import ExpectLog
 from programs import Program
 from under_test import LIMIT
+from waiting import wait_until
 
 import sockserve
 from sockserve import greenlets
@@ -163,6 +166,32 @@ def test_context_variables_are_those_of_whoever_serves(running: Running) -> None
 
     server = running(Server(LOOPBACK, handling(handle)))
     assert [ask(server, b""), ask(server, b"")] == [b"from the server"] * 2
+
+
+def test_a_greenlet_that_is_done_serves_again(running: Running) -> None:
+    """Nothing of the last request is left for the next one, and with the loop it ends."""
+    variable = contextvars.ContextVar("variable", default="unset")
+    workers = []
+
+    def handle(self: Any) -> None:
+        workers.append(weakref.ref(greenlet.getcurrent()))
+        self.request.sendall(variable.get().encode())
+        variable.set("set")
+        self.request.settimeout(3600)
+        while self.request.recv(100):
+            greenlets.sleep(0)
+        greenlets.run_in_thread(variable.set, "set elsewhere")
+
+    server = running(sockserve.GreenletTCPServer(LOOPBACK, handling(handle)))
+    for _ in range(3):
+        assert ask(server, b"x") == b"unset"
+        assert server.wait_idle(LIMIT)
+    with connect(server, timeout=LIMIT) as first, connect(server, timeout=LIMIT) as second:
+        assert [first.recv(100), second.recv(100)] == [b"unset"] * 2
+    assert workers[0]() is workers[1]() is workers[2]()
+    assert len({id(each()) for each in workers}) == 2
+    server.shutdown()
+    wait_until(lambda: not any(each() for each in workers))
 
 
 def test_what_a_spawned_function_raises_is_logged(running: Running, expect_log: ExpectLog) -> None:

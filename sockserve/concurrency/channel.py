@@ -66,6 +66,7 @@ class Channel:
             told = me.hub.switch() if deadline is None else me.listen(deadline)
         except BaseException:
             self.step_between()
+            self.reader = None
             raise
         self.heard(told)
         return deadline
@@ -107,8 +108,10 @@ class Channel:
         loop = me.hub.loop
         if self.loop is not loop or not self.outputs:
             self.rearm(loop)
-        me.pause(deadline)
-        self.writer = None
+        try:
+            me.pause(deadline)
+        finally:
+            self.writer = None
         if self.fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return deadline

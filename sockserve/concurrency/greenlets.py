@@ -58,8 +58,12 @@ class GreenletDispatcher:
                 self._left_behind.append(self.hub)
             self.hub = Hub()
             if self._loop is not None:
-                self.hub.move_to(self._loop)
+                self._host(self._loop)
         return self.hub
+
+    def _host(self, loop: Loop) -> None:
+        self.hub.move_to(loop)
+        self.hub.lets_rest = True
 
     def reap(self) -> None:
         pass
@@ -84,10 +88,13 @@ class GreenletDispatcher:
         self._loop = loop
         self._watchdog = self._watch(loop)
         if self.hub.thread in (None, threading.get_ident()):
-            self.hub.move_to(loop)
+            self._host(loop)
 
     def detach(self) -> None:
         self._loop = None
+        self.hub.lets_rest = False
+        if self.hub.thread == threading.get_ident():
+            self.hub.dismiss()
         if self._watchdog is not None:
             self._watchdog.stop()
 

@@ -3,6 +3,7 @@
 Rule 1. A worker gives its turn away in ``pause()`` only, to the loop's own greenlet, which gives it back.
 Rule 2. A turn may come for nothing: whoever pauses looks again at what it waits for.
 Rule 3. A loop may end before the workers do; another one in the same thread takes them over where they are.
+Rule 4. A worker that is done rests, and serves again; nothing of what it did is left for what it does next.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ log = logging.getLogger("sockserve")
 
 Result = TypeVar("Result")
 
+MOST_RESTING = 64
+"""Workers at most that wait for their next function: to make one, with its stack, takes as long as a short request."""
+
 
 class Awaited(Protocol):
     """What a worker waits for, if the loop has to know of it."""
@@ -45,16 +49,14 @@ class Awaited(Protocol):
 
 
 class Worker(greenlet.greenlet):
-    """A greenlet that runs one function, and pauses in it."""
+    """A greenlet that runs a function, and pauses in it; later perhaps another one."""
 
-    __slots__ = ("_function", "_timer", "argument", "awaits", "deadline", "hub", "listens_to")
+    __slots__ = ("_timer", "argument", "awaits", "deadline", "function", "hub", "listens_to")
 
     def __init__(self, hub: Hub, function: Callable[..., object], argument: object = None) -> None:
         super().__init__(_work, hub.loop_greenlet)
         self.hub = hub
-        # Apart, which for each connection takes less memory than a closure.
-        self._function = function
-        self.argument = argument
+        self.give(function, argument)
         self.awaits: Awaited | None = None
         """What it waits for, or has waited for."""
         self.listens_to: Awaited | None = None
@@ -62,17 +64,30 @@ class Worker(greenlet.greenlet):
         self.deadline: float | None = None
         """When its present pause ends at the latest, on the clock of ``time.monotonic()``."""
         self._timer: Timer | None = None
+
+    def give(self, function: Callable[..., object], argument: object) -> None:
+        """Say what it runs when it has its next turn."""
+        # Apart, which for each connection takes less memory than a closure.
+        self.function: Callable[..., object] | None = function
+        self.argument = argument
         # A worker sees the context variables of whoever started it, and changes its own only. If there are none it
         # gets a context of its own with the first that it sets.
         context = contextvars.copy_context()
-        if context:
-            self.gr_context = context
+        if context or self.gr_context is not None:
+            self.gr_context = context or None
 
     def take_function(self) -> Callable[..., object]:
         """What it runs, which is kept no longer than until it is called."""
-        function = self._function
-        del self._function
-        return function
+        function, self.function = self.function, None
+        return cast("Callable[..., object]", function)
+
+    def leave_nothing(self) -> None:
+        """Let nobody tell it any more of what it was at."""
+        if self.listens_to is not None:
+            self.listens_to.step_between()
+        self.clear_timer()
+        # A request's record knows its worker: in a circle both would stay until the garbage collector comes by.
+        self.awaits = self.argument = None
 
     def is_current(self) -> bool:
         """Whether it is what calls this."""
@@ -124,11 +139,14 @@ def _work() -> None:
     # A function, as each method that is under way is an object of its own for each connection.
     me = cast("Worker", getcurrent())
     try:
-        # Not by "*": that makes the stack longer which a switch copies.
-        if me.argument is None:
-            me.take_function()()
-        else:
-            me.take_function()(me.argument)
+        while True:
+            # Not by "*": that makes the stack longer which a switch copies.
+            if me.argument is None:
+                me.take_function()()
+            else:
+                me.take_function()(me.argument)
+            if not me.hub.rests(me):
+                return
     finally:
         me.hub.ended(me)
 
@@ -151,6 +169,10 @@ class Hub:
         self.is_stranded = False
         """Whether the loop has ended by an exception, so that the workers rest until their own thread comes back."""
         self.workers: set[Worker] = set()
+        """Those that have something to do."""
+        self.lets_rest = False
+        """Whether one that is done shall stay for more, until ``dismiss()``."""
+        self._resting: list[Worker] = []
         self._ready: collections.deque[Worker] = collections.deque()
         self._watchers: list[Callable[[], object]] = []
         self._executor: ThreadPoolExecutor | None = None
@@ -163,7 +185,11 @@ class Hub:
         What is no Exception is raised here.
         """
         self.settle()
-        worker = Worker(self, function, argument)
+        if self._resting:
+            worker = self._resting.pop()
+            worker.give(function, argument)
+        else:
+            worker = Worker(self, function, argument)
         self.workers.add(worker)
         worker.switch()
         return worker
@@ -189,14 +215,29 @@ class Hub:
             if not worker.dead:
                 worker.switch()
 
+    def rests(self, worker: Worker) -> bool:
+        """Let a worker that calls this rest until it is given something to do; false: it shall end."""
+        if not self.lets_rest or len(self._resting) >= MOST_RESTING:
+            return False
+        self.ended(worker)
+        self._resting.append(worker)
+        while worker.function is None:
+            self.switch()
+        return True
+
+    def dismiss(self) -> None:
+        """Let none rest any more. In the thread of the workers."""
+        self.lets_rest = False
+        while self._resting:
+            worker = self._resting.pop()
+            # Whoever ends gives its turn back there.
+            worker.parent = getcurrent()
+            worker.throw()
+
     def ended(self, worker: Worker) -> None:
-        """A worker is about to end."""
+        """A worker is about to end, or to rest."""
         self.workers.discard(worker)
-        if worker.listens_to is not None:
-            worker.listens_to.step_between()
-        worker.clear_timer()
-        # A request's record knows its worker: in a circle both would stay until the garbage collector comes by.
-        worker.argument = None
+        worker.leave_nothing()
         while self._watchers:
             self._watchers.pop()()
 
@@ -209,7 +250,7 @@ class Hub:
             self.thread = threading.get_ident()
             self.loop_greenlet = me
             self.switch = me.switch
-            for worker in self.workers:
+            for worker in (*self.workers, *self._resting):
                 worker.parent = me
 
     def move_to(self, loop: Loop) -> None:
