@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import contextvars
 import logging
 import pathlib
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -18,7 +16,6 @@ from typing import Any
 
 import greenlet
 import pytest
-from certificates import client_context, make_certificate, server_context
 from handlers import Boom
 from log_watch import ExpectLog
 from programs import Program
@@ -28,7 +25,7 @@ from waiting import wait_until
 import sockserve
 from sockserve import greenlets
 from sockserve.pytest_plugin import Running
-from sockserve.testing import HalfHandshake, Stall, ask, call_within, connect
+from sockserve.testing import Stall, ask, call_within, connect
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -45,12 +42,6 @@ class Echo(sockserve.BaseRequestHandler[Any, Any, Any]):
 def handling(function: Any) -> Any:
     """A handler class whose ``handle()`` is a function of the handler."""
     return type("Handler", (sockserve.BaseRequestHandler,), {"handle": function})
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A certificate for localhost."""
-    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 # what a handler uses
@@ -220,55 +211,6 @@ def test_outside_of_handlers_the_functions_do_the_same() -> None:
         with connection:
             client.sendall(b"x")
             assert connection.recv(1) == b"x"
-
-
-# TLS
-
-
-async def echo_over_tls(address: tuple[str, int], context: ssl.SSLContext, data: bytes) -> None:
-    """Send while reading what comes back; not in two threads, for which an SSLSocket is not made before 3.13."""
-    reader, writer = await asyncio.open_connection(*address, ssl=context, server_hostname="localhost")
-    writer.write(data)
-    assert await asyncio.wait_for(reader.readexactly(len(data)), LIMIT) == data
-    writer.close()
-    await asyncio.wait_for(writer.wait_closed(), LIMIT)
-
-
-def test_a_silent_tls_client_holds_up_nobody(
-    running: Running, certificate: pathlib.Path, expect_log: ExpectLog
-) -> None:
-    """Beside clients that never finish their handshake others are served, and data beyond any buffer passes."""
-    expect_log(logging.INFO, "TLS handshake failed", at_least=0)
-    expect_log(logging.WARNING, "cut .*in progress", at_least=0)
-    server = sockserve.GreenletTCPServer(LOOPBACK, Echo)
-    server.socket = server_context(certificate).wrap_socket(server.socket, server_side=True)
-    running(server)
-    with contextlib.ExitStack() as stack:
-        for _ in range(10):
-            stack.enter_context(HalfHandshake(server))
-        asyncio.run(echo_over_tls(server.server_address, client_context(certificate), bytes(1_000_000)))
-        server.drain(0.1)
-
-
-def test_a_socket_that_a_handler_wraps_can_be_made_cooperative(running: Running, certificate: pathlib.Path) -> None:
-    """After STARTTLS, ``cooperative()`` makes the wrapped socket wait in turn, the handshake included."""
-
-    def handle(self: Any) -> None:
-        assert self.request.recv(8) == b"STARTTLS"
-        context = server_context(certificate)
-        wrapped = context.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
-        # The idle client leaves in the middle of its handshake.
-        with contextlib.suppress(OSError), greenlets.cooperative(wrapped) as secure:
-            secure.do_handshake()
-            secure.sendall(secure.recv(100).upper())
-
-    server = running(sockserve.GreenletTCPServer(LOOPBACK, handling(handle)))
-    with connect(server, timeout=LIMIT) as idle, connect(server, timeout=LIMIT) as client:
-        for each in (idle, client):
-            each.sendall(b"STARTTLS")
-        with client_context(certificate).wrap_socket(client, server_hostname="localhost") as secure:
-            secure.sendall(b"hello")
-            assert secure.recv(100) == b"HELLO"
 
 
 # stopping
