@@ -73,8 +73,8 @@ class Worker(greenlet.greenlet):
         # A worker sees the context variables of whoever started it, and changes its own only. If there are none it
         # gets a context of its own with the first that it sets.
         context = contextvars.copy_context()
-        if context or self.gr_context is not None:
-            self.gr_context = context or None
+        if context:
+            self.gr_context = context
 
     def take_function(self) -> Callable[..., object]:
         """What it runs, which is kept no longer than until it is called."""
@@ -185,20 +185,23 @@ class Hub:
         What is no Exception is raised here.
         """
         self.settle()
+        worker = self._worker_for(function, argument)
+        worker.switch()
+        return worker
+
+    def spawn(self, function: Callable[[], object]) -> Worker:
+        """Run it in a new worker soon. Called in a worker."""
+        worker = self._worker_for(function)
+        self.resume(worker)
+        return worker
+
+    def _worker_for(self, function: Callable[..., object], argument: object = None) -> Worker:
         if self._resting:
             worker = self._resting.pop()
             worker.give(function, argument)
         else:
             worker = Worker(self, function, argument)
         self.workers.add(worker)
-        worker.switch()
-        return worker
-
-    def spawn(self, function: Callable[[], object]) -> Worker:
-        """Run it in a new worker soon. Called in a worker."""
-        worker = Worker(self, function)
-        self.workers.add(worker)
-        self.resume(worker)
         return worker
 
     def resume(self, worker: Worker) -> None:
@@ -220,9 +223,16 @@ class Hub:
         if not self.lets_rest or len(self._resting) >= MOST_RESTING:
             return False
         self.ended(worker)
+        worker.gr_context = None
         self._resting.append(worker)
-        while worker.function is None:
-            self.switch()
+        try:
+            while worker.function is None:
+                self.switch()
+        except BaseException:
+            # A signal handler's: whoever ends is nobody to be given anything.
+            if worker in self._resting:
+                self._resting.remove(worker)
+            raise
         return True
 
     def dismiss(self) -> None:
