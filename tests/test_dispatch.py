@@ -113,6 +113,17 @@ def gate() -> Any:
     return Gate
 
 
+def test_a_server_with_threads_may_have_another_dispatcher(running: Running) -> None:
+    """What ``make_dispatcher()`` returns is used, also if the mix-in had its own."""
+
+    class Mixed(Server, sockserve.ThreadingTCPServer):
+        pass
+
+    server = running(Mixed(LOOPBACK, handlers(sockserve).Echo))
+    assert ask(server, b"hello") == b"hello"
+    assert server.executor.most == 1
+
+
 @pytest.mark.parametrize("limit", [1, 2])
 def test_a_full_dispatcher_is_given_nothing(running: Running, gate: Any, limit: int) -> None:
     """The loop does not accept while the dispatcher is full; as soon as it wakes the loop the next is served."""

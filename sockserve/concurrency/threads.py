@@ -191,7 +191,11 @@ class ThreadingMixIn(DispatchingMixIn):
 
     def _serving_dispatch(self, live: LiveRequest) -> None:
         try:
-            self._serving_dispatcher.run(self._serving_work, live)
+            dispatcher = self._serving_dispatcher
+            if isinstance(dispatcher, ThreadDispatcher):
+                dispatcher.run(self._serving_work, live)
+            else:
+                super()._serving_dispatch(live)
         except RuntimeError as error:
             if not interpreter_ends(error):
                 raise
