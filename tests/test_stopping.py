@@ -328,6 +328,32 @@ def test_a_signal_during_ready_stops_it_at_once() -> None:
     wait_until_refused(addresses[0])
 
 
+@pytest.mark.parametrize("processes", [None, 2])
+def test_a_signal_before_anybody_could_be_stopped_is_not_forgotten(
+    tmp_path: pathlib.Path, expect_log: Any, processes: int | None
+) -> None:
+    """A program that is told to stop while it opens its addresses returns, and leaves none of them behind."""
+    expect_log(logging.INFO, "listening on", at_least=2)
+    logger = logging.getLogger("sockserve")
+
+    def stop(record: logging.LogRecord) -> bool:
+        if "listening on" in record.msg:
+            signal.raise_signal(signal.SIGTERM)
+        return True
+
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody hears it"))
+    logger.addFilter(stop)
+    try:
+        counters = sockserve.serve(
+            handlers.handlers(sockserve).Echo, f"unix:{tmp_path}/a", f"unix:{tmp_path}/b", processes=processes
+        )
+    finally:
+        logger.removeFilter(stop)
+        signal.signal(signal.SIGTERM, before)
+    assert counters.accepted == 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_keyboard_interrupt_drains_when_signals_are_the_callers() -> None:
     """With install_signal_handlers=False a KeyboardInterrupt ends it, after the requests in progress."""
     handler = until_end()

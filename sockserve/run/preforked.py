@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
@@ -115,12 +116,13 @@ def serve_in_processes(
     observers: Sequence[Observer],
     ready: Callable[[], object],
     *,
+    early: Sequence[signal.Signals],
     handles_signals: bool,
 ) -> Counters:
     """Serve until a signal, or until ``shutdown()`` was called on every server; return what all workers counted.
 
     ``name`` is the handler's, if a rolling restart shall load it anew. ``ready`` is called once, when a worker serves.
-    Raises CrashLoopError.
+    ``early``: those that came before; if there was one, no worker is made. Raises CrashLoopError.
     """
     service = _Service(servers, name, observers, ready)
     supervisor = Supervisor(", ".join(format_address(server.socket) for server in servers), service, processes)
@@ -136,11 +138,12 @@ def serve_in_processes(
             last_first.enter_context(handling(lambda _: supervisor.stop()))
             last_first.enter_context(handling_signals(supervisor))
         try:
-            supervisor.run(
-                loop,
-                lambda: _are_stopped(stays),
-                lambda: all(_lifecycle_of(server).suspended for server in servers),
-            )
+            if not early:
+                supervisor.run(
+                    loop,
+                    lambda: _are_stopped(stays),
+                    lambda: all(_lifecycle_of(server).suspended for server in servers),
+                )
         finally:
             service.close_ports()
             supervisor.end(drain_within(processes.drain_timeout))

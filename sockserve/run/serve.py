@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,7 +17,7 @@ from sockserve.core.loop import Loop
 from sockserve.net.address import format_address
 from sockserve.run.loading import load_handler
 from sockserve.run.opening import AnyServer, open_servers
-from sockserve.run.signals import handling
+from sockserve.run.signals import handling, noting_sigterm
 from sockserve.run.stopping import Stop, time_limit
 
 if hasattr(os, "fork"):
@@ -95,6 +96,7 @@ def serve(
     }
     given = {name: value for name, value in settings.items() if value is not None}
     with contextlib.ExitStack() as last_first:
+        early = last_first.enter_context(noting_sigterm(noted=handles_signals))
         servers = open_servers(factory, addresses, model, given)
         for server in servers:
             last_first.callback(server.server_close)
@@ -102,12 +104,14 @@ def serve(
             log.info("listening on %s", format_address(server.socket))
         tell = functools.partial(ready or _tell_nobody, tuple(servers))
         if processes is None:
-            counters = _serve_here(servers, model, drain_timeout, others, tell, handles_signals=handles_signals)
+            counters = _serve_here(
+                servers, model, drain_timeout, others, tell, early=early, handles_signals=handles_signals
+            )
         else:
             # _check_processes() has seen that there is fork.
             limits = Processes(processes, max_requests, worker_timeout, drain_timeout)  # pyright: ignore[reportPossiblyUnboundVariable]
             run = serve_in_processes  # pyright: ignore[reportPossiblyUnboundVariable]
-            counters = run(servers, name, limits, others, tell, handles_signals=handles_signals)
+            counters = run(servers, name, limits, others, tell, early=early, handles_signals=handles_signals)
     log.info(
         "stopped: %d requests accepted, %d handled, %d failed, %d refused",
         counters.accepted,
@@ -125,6 +129,7 @@ def _serve_here(
     observers: Sequence[Observer],
     ready: Callable[[], object],
     *,
+    early: Sequence[signal.Signals],
     handles_signals: bool,
 ) -> Counters:
     counters = Counters()
@@ -141,6 +146,8 @@ def _serve_here(
         ready()
         try:
             with contextlib.suppress(CutShort):
+                for signum in early:
+                    stop.on_signal(signum)
                 loop.run()
         finally:
             stop.drain(drain_timeout)
