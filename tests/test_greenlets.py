@@ -11,20 +11,16 @@ import socket
 import subprocess
 import sys
 import threading
-import weakref
 from typing import Any
 
-import greenlet
 import pytest
 from handlers import Boom
 from log_watch import ExpectLog
 from programs import Program
 from under_test import LIMIT
-from waiting import wait_until
 
 import sockserve
 from sockserve import greenlets
-from sockserve.concurrency.hub import Hub
 from sockserve.pytest_plugin import Running
 from sockserve.testing import Stall, ask, call_within, connect
 
@@ -158,48 +154,6 @@ def test_context_variables_are_those_of_whoever_serves(running: Running) -> None
 
     server = running(Server(LOOPBACK, handling(handle)))
     assert [ask(server, b""), ask(server, b"")] == [b"from the server"] * 2
-
-
-def test_a_greenlet_that_is_done_serves_again(running: Running) -> None:
-    """Nothing of the last request is left for the next one, nor kept alive, and with the loop it ends."""
-    variable = contextvars.ContextVar[Any]("variable", default=None)
-    workers = []
-    handlers = []
-
-    def handle(self: Any) -> None:
-        workers.append(weakref.ref(greenlet.getcurrent()))
-        handlers.append(weakref.ref(self))
-        self.request.sendall(b"unset" if variable.get() is None else b"set")
-        variable.set(self)
-        self.request.settimeout(3600)
-        while self.request.recv(100):
-            greenlets.sleep(0)
-        greenlets.run_in_thread(variable.set, "set elsewhere")
-
-    server = running(sockserve.GreenletTCPServer(LOOPBACK, handling(handle)))
-    for _ in range(3):
-        assert ask(server, b"x") == b"unset"
-        assert server.wait_idle(LIMIT)
-        wait_until(lambda: handlers[-1]() is None)
-    with connect(server, timeout=LIMIT) as first, connect(server, timeout=LIMIT) as second:
-        assert [first.recv(100), second.recv(100)] == [b"unset"] * 2
-    assert workers[0]() is workers[1]() is workers[2]()
-    assert len({id(each()) for each in workers}) == 2
-    server.shutdown()
-    wait_until(lambda: not any(each() for each in workers))
-
-
-def test_a_greenlet_that_ends_while_it_rests_is_given_nothing() -> None:
-    """A signal handler's exception may hit it there."""
-    hub = Hub()
-    hub.lets_rest = True
-    served: list[int] = []
-    worker = hub.begin(served.append, 1)
-    with pytest.raises(KeyboardInterrupt):
-        worker.throw(KeyboardInterrupt)
-    assert hub.begin(served.append, 2) is not worker
-    assert served == [1, 2]
-    hub.dismiss()
 
 
 def test_what_a_spawned_function_raises_is_logged(running: Running, expect_log: ExpectLog) -> None:

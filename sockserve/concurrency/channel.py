@@ -65,8 +65,7 @@ class Channel:
         try:
             told = me.hub.switch() if deadline is None else me.listen(deadline)
         except BaseException:
-            self.step_between()
-            self.reader = None
+            self.break_off()
             raise
         self.heard(told)
         return deadline
@@ -159,6 +158,11 @@ class Channel:
             self.reader = None
         if self.loop is not None:
             self.loop.rearrange(self.fd, self._on_change)
+
+    def break_off(self) -> None:
+        """The reader, which calls this, does not wait after all: an exception ended it."""
+        self.step_between()
+        self.reader = None
 
     def _begin_to_read(self, me: Worker) -> None:
         if self.reader is not None and self.reader is not me and not self.reader.dead:

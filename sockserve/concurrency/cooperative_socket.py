@@ -66,7 +66,7 @@ class CooperativeMethods(socket.socket):
                     pass
                 except BaseException:
                     channel.is_dry = False
-                    channel.step_between()
+                    channel.break_off()
                     raise
                 else:
                     if not data or len(data) == bufsize:

@@ -92,9 +92,7 @@ class GreenletDispatcher:
 
     def detach(self) -> None:
         self._loop = None
-        self.hub.lets_rest = False
-        if self.hub.thread == threading.get_ident():
-            self.hub.dismiss()
+        self.hub.dismiss()
         if self._watchdog is not None:
             self._watchdog.stop()
 

@@ -236,9 +236,9 @@ class Hub:
         return True
 
     def dismiss(self) -> None:
-        """Let none rest any more. In the thread of the workers."""
+        """Let none rest any more; those that do end, if this is their thread."""
         self.lets_rest = False
-        while self._resting:
+        while self._resting and self.thread == threading.get_ident():
             worker = self._resting.pop()
             # Whoever ends gives its turn back there.
             worker.parent = getcurrent()
