@@ -185,12 +185,14 @@ def serve(
 
 def state(counters: sockserve.Counters, timer: Storm) -> State:
     """Tell what the process holds."""
+    threads, descriptors, children = threading.active_count(), len(os.listdir("/proc/self/fd")), len(child_processes())
+    # Only now: if by these numbers all requests are over, nothing of them is counted below.
     gc.collect()
     numbers = status_of(os.getpid())
     return State(
-        threads=threading.active_count(),
-        descriptors=len(os.listdir("/proc/self/fd")),
-        children=len(child_processes()),
+        threads=threads,
+        descriptors=descriptors,
+        children=children,
         objects=len(gc.get_objects()),
         resident=numbers["VmRSS"] * 1024,
         peak=numbers["VmHWM"] * 1024,

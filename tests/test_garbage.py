@@ -58,3 +58,19 @@ def test_a_request_that_is_over_is_gone(running: Running, model: str, transport:
         return not any(each() for each in seen)
 
     wait_until(all_are_gone)
+
+
+@pytest.mark.usefixtures("no_collections")
+def test_a_child_that_has_ended_leaves_nothing_in_its_parent(running: Running) -> None:
+    """Its request's socket is gone, and all that knew of it."""
+    seen: list[weakref.ref[Any]] = []
+
+    class Seen(server_class("fork", "tcp")):  # type: ignore[misc]
+        def verify_request(self, request: Any, _client_address: Any) -> bool:
+            seen.append(weakref.ref(request))
+            return True
+
+    server = running(Seen(LOOPBACK, handlers(sockserve).Echo))
+    for _ in range(3):
+        ask(server, b"a line\n")
+    wait_until(lambda: not any(each() for each in seen))

@@ -19,6 +19,7 @@ from under_test import LIMIT
 from waiting import is_asleep, wait_until
 
 import sockserve
+from sockserve.concurrency.children import Child
 from sockserve.core.active_requests import LiveRequest, table_of
 from sockserve.core.events import events_of
 from sockserve.core.lifecycle import Lifecycle
@@ -425,3 +426,20 @@ def test_a_worker_that_a_signal_tore_the_loop_from_is_still_waited_for(expect_lo
         call_within(LIMIT, server.server_close)
         assert client.recv(1) == b""
     assert server.active_requests == ()
+
+
+# children
+
+
+def test_a_child_is_reaped_once() -> None:
+    """Whoever else reaps it at any step of ``reap()``: one of the two passes its exit status on."""
+    for step in steps():
+        pid = os.fork()
+        if pid == 0:
+            os._exit(7)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        statuses: list[int] = []
+        child = Child(pid, statuses.append)
+        step.run(child.reap, child.reap)
+        child.close()
+        assert statuses == [7], step

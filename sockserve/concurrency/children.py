@@ -84,9 +84,11 @@ class Child:
     def reap(self) -> bool:
         """Whether the process has ended and this call reaped it; then its exit status was passed on."""
         # Not to be waited for: a signal handler may have interrupted whoever holds it.
-        if self._is_reaped or not self._reaping.acquire(blocking=False):
+        if not self._reaping.acquire(blocking=False):
             return False
         try:
+            if self._is_reaped:
+                return False
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
             except ChildProcessError:
@@ -95,9 +97,13 @@ class Child:
             self._is_reaped = pid != 0
         finally:
             self._reaping.release()
-        if self._is_reaped:
-            self._ended(os.waitstatus_to_exitcode(status))
-        return self._is_reaped
+        if not self._is_reaped:
+            return False
+        ended = self._ended
+        # It knows the request, which knows this object: a circle that only the garbage collector would find.
+        del self._ended
+        ended(os.waitstatus_to_exitcode(status))
+        return True
 
     def close(self) -> None:
         """Close the descriptor."""
