@@ -60,10 +60,10 @@ def test_where_the_kernel_does_not_count_it_asks_whether_there_is_one(
     accept_one, count = accept_of(listener), counter_of(listener)
     assert count() == 0
     with connect(listener), connect(listener):
-        wait_until(lambda: count() == 1)
-        accept_one()[0].close()
-        assert count() == 1
-        accept_one()[0].close()
+        for _ in range(2):
+            # Of the second client too: connect(2) returns before the listener has its last segment.
+            wait_until(lambda: count() == 1)
+            accept_one()[0].close()
         assert count() == 0
 
 
