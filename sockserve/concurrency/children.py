@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 __all__ = [
     "DRAIN_AGAIN",
@@ -32,6 +32,10 @@ POLL_WITHOUT_PIDFD = 0.02
 DRAIN_AGAIN = 0.1
 """Seconds after which a child that is to drain is told once more. A signal that comes just before recv(2) does not
 interrupt it, and its Python handler would run only when the client has spoken; the next signal does interrupt it."""
+
+WRITE_AT_ONCE = {type(logging.lastResort), logging.StreamHandler, logging.FileHandler, logging.NullHandler}
+"""Log handlers that flush after each record. To flush them once more is not free in a process that has just forked, or
+was just forked: what either touches first, the kernel copies."""
 
 FLUSH_LIMIT = 10.0
 """Seconds in which a child's output has to get out at its end, if its parent had other threads: one of them may have
@@ -124,7 +128,8 @@ def leave_process(status: int, *, is_alone: bool = False) -> NoReturn:
             raw_signal.signal(signal.SIGALRM, raw_signal.SIG_DFL)
             raw_signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         flush_standard_streams()
-        logging.shutdown()
+        if _handlers_that_hold_back():
+            logging.shutdown()
     finally:
         os._exit(status)
 
@@ -142,17 +147,19 @@ def _open_pidfd(pid: int) -> int | None:
 
 def flush_log_handlers() -> None:
     """Write what log handlers hold back: a child must not write it a second time."""
-    # As logging.shutdown() finds them; a handler may hold back what it was given before the fork.
-    handlers: Any = logging._handlerList  # type: ignore[attr-defined]  # noqa: SLF001
-    references = cast("list[Callable[[], logging.Handler | None]]", handlers[:])
-    for reference in references:
-        handler = reference()
-        if handler is not None:
-            try:
-                handler.flush()
-            except (OSError, ValueError):
-                # A broken pipe, or closed: as logging.shutdown().
-                pass
+    for handler in _handlers_that_hold_back():
+        try:
+            handler.flush()
+        except (OSError, ValueError):
+            # A broken pipe, or closed: as logging.shutdown().
+            pass
+
+
+def _handlers_that_hold_back() -> list[logging.Handler]:
+    # As logging.shutdown() finds them.
+    references: Any = logging._handlerList  # type: ignore[attr-defined]  # noqa: SLF001
+    handlers = [reference() for reference in references[:]]
+    return [handler for handler in handlers if handler is not None and type(handler) not in WRITE_AT_ONCE]
 
 
 def flush_standard_streams() -> None:

@@ -31,7 +31,7 @@ from sockserve.concurrency.children import (
 )
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.core.accepting import needs_no_poll
-from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.active_requests import LiveRequest
 from sockserve.core.events import Events
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
@@ -250,7 +250,7 @@ class ForkingMixIn(DispatchingMixIn):
         if loop is not None:
             # Other servers' listeners would stay open as well.
             loop.abandon(keep=self._serving_lifecycle.acceptor)  # type: ignore[attr-defined]
-        table_of(self).keep_only(live)
+        live.table.keep_only(live)
         # The parent's observers hear it in the parent; here a lock of theirs may be held by a thread that is not here.
         live.events = UNHEARD
         # The parent's handlers are about the parent's life.

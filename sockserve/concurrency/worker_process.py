@@ -15,7 +15,6 @@ import functools
 import logging
 import mmap
 import os
-import random
 import signal
 import socket
 import threading
@@ -447,4 +446,5 @@ def with_jitter(limit: int | None, jitter: int | None) -> int | None:
     """A number of requests, so that not all workers reach theirs at once; ``jitter`` more at most, None: a tenth."""
     if limit is None:
         return None
-    return limit + random.randint(0, limit // 10 if jitter is None else jitter)  # noqa: S311 - no secret
+    # Not of ``random``: whoever has imported that fills it anew in each child they fork.
+    return limit + int.from_bytes(os.urandom(8)) % (1 + (limit // 10 if jitter is None else jitter))
