@@ -57,7 +57,9 @@ compat: $(VENV)/made-for-run
 bench bench-smoke: PROGRAMS := $(BENCH_PROGRAMS)
 bench-calls: PROGRAMS := cc:build-essential strace:strace
 
+# Compiled, as an installer leaves a package: what was compiled at its start has its code all over its memory.
 bench: $(VENV)/made-for-bench programs
+	$(IN_VENV) -m compileall -q sockserve benchmarks
 	$(if $(FREE_THREADED),FREE_THREADED=$(FREE_THREADED)) $(IN_VENV) -m benchmarks $(if $(WORK),--work $(WORK)) $(if $(MODEL),--model $(MODEL)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 bench-page: $(VENV)/made-for-bench
