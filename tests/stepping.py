@@ -6,6 +6,7 @@ What a thread switch or a signal makes happen once in a million runs is thus one
 from __future__ import annotations
 
 import itertools
+import os
 import pathlib
 import sys
 import types
@@ -33,8 +34,13 @@ class Step:
     def run(self, call: Callable[[], Any], interfere: Callable[[], Any]) -> Any:
         """Return what ``call()`` returns."""
         count = itertools.count()
+        pid = os.getpid()
 
         def trace(frame: types.FrameType, event: str, _: Any) -> Any:
+            if os.getpid() != pid:
+                # A forked process is not meant.
+                sys.settrace(None)
+                return None
             if not frame.f_code.co_filename.startswith(PACKAGE):
                 return None
             frame.f_trace_opcodes = self.event == "opcode"

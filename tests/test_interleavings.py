@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -115,18 +116,13 @@ def test_a_stop_from_a_signal_handler_is_heard_at_any_step() -> None:
             assert serving.error is None, step
 
 
-def test_no_stop_falls_between_two_looks() -> None:
-    """A loop that begins at any instruction of ``shutdown()`` sees that it is to end."""
-
-    class Stay:
-        def __init__(self) -> None:
-            self.stop_requested = False
-            self.loop = Loop()
-
+@pytest.mark.parametrize("stop", [lambda each: each.stop(0), lambda each: setattr(each, "stop_requested", True)])
+def test_no_stop_falls_between_two_looks(stop: Callable[[Lifecycle], object]) -> None:
+    """A loop that begins at any instruction of ``shutdown()``, or of setting the flag, sees that it is to end."""
     for step in steps():
-        lifecycle, stay = Lifecycle(), Stay()
+        lifecycle, stay = Lifecycle(), types.SimpleNamespace(stop_requested=False, loop=Loop())
         with stay.loop:
-            step.run(lambda: lifecycle.stop(0), lambda: lifecycle.begin(stay))  # type: ignore[arg-type]  # noqa: B023
+            step.run(lambda: stop(lifecycle), lambda: lifecycle.begin(stay))  # type: ignore[arg-type]  # noqa: B023
             assert stay.stop_requested or not step.reached, step
 
 

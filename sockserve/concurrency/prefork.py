@@ -220,12 +220,12 @@ class PreForkMixIn:
         lifecycle.draining = True
         if not lifecycle.suspended:
             lifecycle.suspended = lifecycle.suspended_by_drain = True
-        return Drained(*self._serving_supervisor.drain(timeout, waits=self._serving_waits()))
+        return Drained(*self._serving_supervisor.drain(timeout, self._serving_end_elsewhere()))
 
-    def _serving_waits(self) -> bool:
-        """Whether another thread runs the supervisor, so that this one can wait for it."""
+    def _serving_end_elsewhere(self) -> OneShot | None:
+        """The end of the ``serve_forever()`` of another thread, if there is one, so that this one can wait for it."""
         stay = self._serving_prefork_lifecycle.acceptor
-        return stay is not None and stay.loop.thread not in (None, threading.get_ident())
+        return None if stay is None or stay.loop.thread in (None, threading.get_ident()) else stay.ended
 
     def server_close(self) -> None:
         """Close the server and end its workers; after ``drain_timeout`` seconds their connections are cut.
@@ -241,8 +241,9 @@ class PreForkMixIn:
             stay.listener_closes()
         supervisor.leave_ports()
         self._serving_close_ports()
-        if stay is not None and self._serving_waits():
-            stay.ended.wait()
+        ends_elsewhere = self._serving_end_elsewhere()
+        if ends_elsewhere is not None:
+            ends_elsewhere.wait()
         supervisor.end(leave_within(self.drain_timeout))
         self._serving_return_blocking_mode()
 

@@ -1,17 +1,20 @@
 """Keeps worker processes: starts them, replaces them, ends them.
 
 Rule 1. It sleeps until a worker ends or tells something, a timer is due, or it is told something.
-Rule 2. Whoever tells it something, in any thread or signal handler, changes a number and wakes its loop.
+Rule 2. Whoever tells it something, in any thread or signal handler, leaves it in a queue and wakes its loop. What is
+told before the loop turns is heard in its first turn, and what is told too late by whoever hosts it next.
 Rule 3. Nobody is told to leave before his successor is ready: what cannot start does not replace what serves.
 Rule 4. A worker that is to end is told so in steps, of which the last is SIGKILL.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 
 from sockserve.concurrency.children import POLL_WITHOUT_PIDFD
@@ -67,12 +70,15 @@ class Supervisor:
         self._places = Places()
         self._pulse = Pulse(name, service, settings, self.workers, self._hear)
         self._cut = 0
+        self._told: collections.deque[Callable[[], object]] = collections.deque()
         self._waiting: list[OneShot] = []
+        # Who ends the workers without a loop that runs: one at a time, and again within that a signal handler.
+        self._ends = threading.RLock()
         self._begin()
 
     def _begin(self) -> None:
         self._wanted = self._settings.processes or cpu_count()
-        self._rolls_asked = self._stops_asked = self._stops_done = 0
+        self._is_to_drain = self._has_drained = False
         self._was_suspended = False
         self._is_to_stop: Callable[[], bool] = _no
         self._is_suspended: Callable[[], bool] = _no
@@ -89,39 +95,36 @@ class Supervisor:
 
     def roll(self) -> None:
         """Replace each worker by one that loads its program anew, one after the other."""
-        self._rolls_asked += 1
-        self._wake()
+        self._tell(self._roll)
 
     def more(self) -> None:
         """Keep one worker more."""
-        self._wanted += 1
-        self._wake()
+        self._tell(self._more)
 
     def fewer(self) -> None:
         """Keep one worker less, but always one."""
-        self._wanted = max(1, self._wanted - 1)
-        self._wake()
+        self._tell(self._fewer)
 
     def stop(self) -> None:
-        """Drain the workers and end; asked once more, cut them."""
-        self._stops_asked += 1
-        self._wake()
+        """Drain the workers and end; asked once more, cut them. Asked twice in one turn is asked once."""
+        self._tell(self._stop)
 
-    def drain(self, timeout: float | None, *, waits: bool) -> tuple[int, int]:
+    def drain(self, timeout: float | None, run_ends: OneShot | None) -> tuple[int, int]:
         """Drain the workers, and stay without any until not suspended; say how many requests finished, were cut.
 
-        ``waits``: another thread runs the supervisor; else this one does it here and now.
+        ``run_ends``: of the ``run()`` in another thread, which does it; None: it is done here and now.
         """
         active, cut_before = self.active(), self._cut
-        self._stays_empty = True
         steps = drain_within(timeout)
-        if waits:
-            is_empty = OneShot()
-            self._waiting.append(is_empty)
-            self._asked_steps = steps
-            self._wake()
-            is_empty.wait()
-        else:
+        is_empty = OneShot()
+        if run_ends is not None:
+            self._tell(lambda: self._drain(steps, is_empty))
+            is_over = OneShot()
+            is_empty.then(is_over.set)
+            run_ends.then(is_over.set)
+            is_over.wait()
+        if not is_empty.is_set():
+            self._stays_empty = True
             self.end(steps)
         cut = self._cut - cut_before
         return max(0, active - cut), cut
@@ -130,7 +133,8 @@ class Supervisor:
         """How many requests the workers have in progress."""
         return sum(worker.page.numbers[ACTIVE] for worker in list(self.workers.values()))
 
-    def _wake(self) -> None:
+    def _tell(self, verb: Callable[[], object]) -> None:
+        self._told.append(verb)
         for loop in self._loops:
             loop.wake()
 
@@ -154,8 +158,13 @@ class Supervisor:
 
     def end(self, steps: Sequence[Step]) -> None:
         """Tell all workers to end, in these steps, and wait until they have. What ends the wait kills them."""
-        if not self.workers or self.pid != os.getpid():
+        if self.pid != os.getpid():
             return
+        with self._ends:
+            if self.workers:
+                self._end(steps)
+
+    def _end(self, steps: Sequence[Step]) -> None:
         self._asked_steps = steps
         try:
             with Loop() as loop:
@@ -192,9 +201,11 @@ class Supervisor:
 
     def before_wait(self) -> None:
         """Do what was asked for since."""
-        if self._stops_asked > self._stops_done:
-            self._asked_steps = cut_now() if self._stops_done else drain_within(self._settings.drain_timeout)
-            self._stops_done = self._stops_asked
+        while self._told:
+            self._told.popleft()()
+        if self._is_to_drain:
+            self._asked_steps = cut_now() if self._has_drained else drain_within(self._settings.drain_timeout)
+            self._is_to_drain, self._has_drained = False, True
             self._stays_empty = False
             self.leave_ports()
             self._service.close_ports()
@@ -216,6 +227,23 @@ class Supervisor:
             self._fill()
         without_pidfd = any(worker.child.pidfd is None for worker in self.workers.values())
         self.max_wait = POLL_WITHOUT_PIDFD if without_pidfd else None
+
+    def _roll(self) -> None:
+        self._places.generation += 1
+
+    def _more(self) -> None:
+        self._wanted += 1
+
+    def _fewer(self) -> None:
+        self._wanted = max(1, self._wanted - 1)
+
+    def _stop(self) -> None:
+        self._is_to_drain = True
+
+    def _drain(self, steps: Sequence[Step], is_empty: OneShot) -> None:
+        self._stays_empty = True
+        self._asked_steps = steps
+        self._waiting.append(is_empty)
 
     def after_turn(self) -> None:
         """Reap what no descriptor announces."""
@@ -275,9 +303,6 @@ class Supervisor:
 
     def _fill(self) -> None:
         places = self._places
-        if self._rolls_asked:
-            self._rolls_asked = 0
-            places.generation += 1
         for place in [place for place in (*places.holders, *places.starting) if place >= self._wanted]:
             for worker in places.give_up(place):
                 self._press(worker, retire_within(self._settings.drain_timeout))

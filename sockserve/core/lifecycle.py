@@ -100,7 +100,11 @@ class Lifecycle:
         acceptor = self.acceptor
         if acceptor is None:
             self._stop_at_start = value
-        else:
+            # As in stop().
+            acceptor = self.acceptor
+            if acceptor is not None:
+                self._stop_at_start = False
+        if acceptor is not None:
             acceptor.stop_requested = value
             acceptor.loop.wake()
 
