@@ -18,7 +18,7 @@ from under_test import LIMIT
 from waiting import wait_until
 
 import sockserve
-from sockserve.concurrency.worker_process import ACCEPTED, ACTIVE, FAILED, HANDLED, REFUSED
+from sockserve.concurrency.worker_terms import ACCEPTED, ACTIVE, FAILED, HANDLED, REFUSED
 from sockserve.ready_made import server_class
 from sockserve.testing import leak_guard
 from sockserve.testing.leaks import child_processes

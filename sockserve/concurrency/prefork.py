@@ -17,10 +17,13 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
+from sockserve.concurrency.duties import Duties
 from sockserve.concurrency.forks import ForkingMixIn
+from sockserve.concurrency.link import Link
 from sockserve.concurrency.supervised import leave_within
 from sockserve.concurrency.supervisor import Supervisor
-from sockserve.concurrency.worker_process import HANDLED, Duties, Link, wait_for_requests
+from sockserve.concurrency.worker_process import obey, wait_for_requests
+from sockserve.concurrency.worker_terms import HANDLED
 from sockserve.core.base_order import refuse_wrong_order
 from sockserve.core.events import LogObserver
 from sockserve.core.lifecycle import Drained, Lifecycle
@@ -271,7 +274,7 @@ class PreForkMixIn:
         self._serving_prefork_lifecycle.suspended = link.orders.is_suspended
         if not hasattr(super(), "_serving_has_begun"):
             _beat_and_count_by_hooks(self, link, duties)
-        link.obey(duties)
+        obey(link, duties)
         self.setup_worker()
         super().serve_forever(self._serving_poll_interval)  # type: ignore[misc]
         link.has_stopped()

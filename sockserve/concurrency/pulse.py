@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from sockserve.concurrency.service import Service, Settings
 from sockserve.concurrency.supervised import KILL, Worker
-from sockserve.concurrency.worker_process import LOOK
+from sockserve.concurrency.worker_terms import LOOK
 from sockserve.core.loop import INPUT, Loop, Timer
 
 __all__ = ["Pulse"]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
-from sockserve.concurrency.worker_process import Link
+from sockserve.concurrency.link import Link
 
 __all__ = ["Service", "Settings", "cpu_count"]
 

@@ -10,18 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from sockserve.concurrency.children import Child, flush_log_handlers, flush_standard_streams
-from sockserve.concurrency.worker_process import (
-    CAUSE,
-    CUT,
-    DRAIN,
-    DUMP_SIGNAL,
-    LEAVE,
-    RETIRE,
-    Link,
-    Orders,
-    Page,
-    be_worker,
-)
+from sockserve.concurrency.link import Link
+from sockserve.concurrency.worker_process import be_worker
+from sockserve.concurrency.worker_terms import CAUSE, CUT, DRAIN, DUMP_SIGNAL, LEAVE, RETIRE, Orders, Page
 from sockserve.core.lifecycle import CUT_GRACE
 from sockserve.core.loop import Timer
 

@@ -22,7 +22,7 @@ from sockserve.concurrency.places import BACK_OFF_FIRST, Places
 from sockserve.concurrency.pulse import Pulse
 from sockserve.concurrency.service import Service, Settings, cpu_count
 from sockserve.concurrency.supervised import KILL, Step, Worker, cut_now, drain_within, retire_within
-from sockserve.concurrency.worker_process import (
+from sockserve.concurrency.worker_terms import (
     ACTIVE,
     ASLEEP,
     AWAKE,

@@ -8,10 +8,12 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
+from sockserve.concurrency.duties import Duties
+from sockserve.concurrency.link import Link
 from sockserve.concurrency.prefork import OF_THE_SUPERVISOR, Stay, handling_signals
 from sockserve.concurrency.supervised import drain_within
 from sockserve.concurrency.supervisor import Supervisor
-from sockserve.concurrency.worker_process import Duties, Link, wait_for_requests
+from sockserve.concurrency.worker_process import obey, wait_for_requests
 from sockserve.core.events import Counters, Observer
 from sockserve.core.loop import Loop
 from sockserve.core.server import TCPServer
@@ -52,7 +54,7 @@ class _Service:
         duties = Duties(link, self._servers)
         for server in self._servers:
             _begin_worker(server, link, (*self._observers, duties))
-        link.obey(duties)
+        obey(link, duties)
         if link.orders.is_anew and self._name is not None:
             forget_modules()
             handler = load_handler(self._name)

@@ -1,0 +1,168 @@
+"""What a worker does for its supervisor, with the servers that it serves: it counts, and does what it is told.
+
+Rule 1. A worker does what it is told at once, and ends when nothing is in progress any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from sockserve.concurrency.link import Link
+from sockserve.concurrency.worker_terms import (
+    ACCEPTED,
+    ACTIVE,
+    CUTS,
+    ENOUGH,
+    FAILED,
+    HANDLED,
+    REFUSED,
+    STOPPED,
+)
+from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.events import Observer
+from sockserve.core.lifecycle import Lifecycle
+from sockserve.core.one_shot import OneShot
+from sockserve.core.request_life import cut_others, drain_one
+from sockserve.core.server import TCPServer, UDPServer
+from sockserve.net.closing import end_input
+
+__all__ = ["Duties"]
+
+END_PAUSE = 0.02
+"""Seconds for which a worker with nothing more to do leaves the processor to others before it ends: the kernel takes
+milliseconds to clear a process away, and ``shutdown()`` may be waiting for the next worker."""
+
+
+class Duties(Observer):
+    """What a worker does for its supervisor; one of its servers' observers."""
+
+    def __init__(self, link: Link, servers: Sequence[Any]) -> None:
+        self._link = link
+        self._servers = servers
+        self._numbers = link.page.numbers
+        self._lock = threading.Lock()
+        self._limit = link.orders.max_requests
+        self._ends_input = False
+        self._retires = False
+        self._leaves = False
+        self._may_end = OneShot()
+
+    def on_accept(self, server: Any, request: LiveRequest) -> None:
+        """Count it; one that came in the moment of a drain is drained too."""
+        self.begin_one()
+        if self._ends_input:
+            _drain_one(server, request)
+
+    def on_shutdown(self, server: Any, request: LiveRequest) -> None:
+        """Count what became of it."""
+        outcome = request.outcome
+        self.end_one(FAILED if outcome == "failed" else REFUSED if outcome == "refused" else HANDLED)
+
+    def begin_one(self) -> None:
+        """Count a request, and ask for a successor if that is enough."""
+        numbers = self._numbers
+        with self._lock:
+            numbers[ACCEPTED] += 1
+            numbers[ACTIVE] += 1
+            is_last = numbers[ACCEPTED] == self._limit
+        if self._link.page.is_asleep():
+            # A pool's worker took it: its loop sleeps on.
+            self._link.stir()
+        if is_last:
+            self._link.tell(ENOUGH)
+
+    def end_one(self, outcome: int) -> None:
+        """Count what became of one: HANDLED, REFUSED or FAILED."""
+        with self._lock:
+            self._numbers[ACTIVE] -= 1
+            self._numbers[outcome] += 1
+
+    # Told by the supervisor, in the control thread, or by SIGTERM in the main thread.
+
+    def retire(self) -> None:
+        """Accept no more, but go on with the clients that are there, the parked among them."""
+        self._retires = True
+        for server in self._servers:
+            lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
+            retire = getattr(lifecycle and lifecycle.acceptor, "retire", None)
+            if retire is None:
+                # Who keeps clients waits for them in whatever serves them, and needs no loop that accepts.
+                self.leave()
+            else:
+                retire(functools.partial(self._link.tell, STOPPED))
+
+    def leave(self) -> None:
+        """Accept no more. Safe in a signal handler; idempotent, as the others. Told so again: end."""
+        if self._leaves:
+            self._may_end.set()
+        self._leaves = True
+        for server in self._servers:
+            lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
+            if lifecycle is None:
+                server._BaseServer__shutdown_request = True  # noqa: SLF001 - a standard library's server
+            else:
+                lifecycle.draining = True
+                lifecycle.stop_requested = True
+        self._link.tell(STOPPED)
+
+    def drain(self) -> None:
+        """Free the ports, and end the input of what is in progress."""
+        self._ends_input = True
+        self._may_end.set()
+        self.leave()
+        for server in self._servers:
+            if _can_close_early(server):
+                # Past the mix-ins, which would wait for their workers.
+                TCPServer.server_close(server)
+            for live in table_of(server).all():
+                _drain_one(server, live)
+
+    def cut(self) -> None:
+        """End the connections of what is in progress."""
+        self._may_end.set()
+        self.leave()
+        for server in self._servers:
+            late = len(cut_others(server))
+            with self._lock:
+                self._numbers[CUTS] += late
+
+    def wait_to_end(self) -> None:
+        """Let whoever waits for the end of accepting go first."""
+        self._may_end.wait(END_PAUSE)
+
+    def suspend(self) -> None:
+        """Pause accepting."""
+        for server in self._servers:
+            with contextlib.suppress(AttributeError):
+                server.suspend()
+
+    def resume(self) -> None:
+        """Accept again, but not after all."""
+        for server in () if self._retires else self._servers:
+            with contextlib.suppress(AttributeError):
+                server.resume()
+
+    def look(self) -> None:
+        """See whether somebody waits."""
+        for server in self._servers:
+            lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
+            look_again = getattr(lifecycle and lifecycle.acceptor, "look_again", None)
+            if look_again is not None:
+                look_again()
+
+
+def _can_close_early(server: object) -> bool:
+    # A datagram server's answer on this very socket.
+    return isinstance(server, TCPServer) and not isinstance(server, UDPServer)
+
+
+def _drain_one(server: Any, live: LiveRequest) -> None:
+    if hasattr(server, "drain_request"):
+        drain_one(server, live)
+    elif not live.detached:
+        # A standard library's server.
+        end_input(live.request)

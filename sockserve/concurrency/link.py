@@ -1,0 +1,112 @@
+"""A worker's end of the line to its supervisor: what it tells, and how it shows that its loop turns.
+
+Rule 1. Telling never blocks: a supervisor that does not listen must not keep a worker from its clients.
+Rule 2. It shows that its loop turns in memory that both share, so that a thread which holds the interpreter's lock for
+ever is found out too. Nothing is shown, and the loop not woken for it, while it waits for a request and nothing is in
+progress.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import signal
+import socket
+from collections.abc import Callable
+
+from sockserve.concurrency.worker_terms import ACTIVE, ASLEEP, AWAKE, READY, STOPPED, Orders, Page
+from sockserve.core.loop import Loop
+
+__all__ = ["Link"]
+
+
+class _Rest:
+    """In a loop until its next wait: the last that happens before that."""
+
+    max_wait: float | None = None
+
+    def __init__(self, link: Link, loop: Loop) -> None:
+        self._link = link
+        self._loop = loop
+
+    def before_wait(self) -> None:
+        """Now."""
+        self._loop.remove(self)
+        self._link.rest_in(self._loop)
+
+    def after_turn(self) -> None:
+        """Nothing."""
+
+    def leave(self) -> None:
+        """Let the loop end."""
+        self._loop.remove(self)
+
+    def abandon(self) -> None:
+        """Nothing to close."""
+
+
+class Link:
+    """A worker's end of the line to its supervisor."""
+
+    def __init__(self, control: socket.socket, page: Page, orders: Orders) -> None:
+        self.page = page
+        self.orders = orders
+        self.control = control
+        """Where it hears what it is told."""
+        self.when_called_off: Callable[[], object] | None = None
+        """What the worker does if it is about to begin and may not any more."""
+        self._loop: Loop | None = None
+        self._is_ready = False
+
+    def beat_in(self, loop: Loop) -> None:
+        """Show from now on that this loop turns; the first time makes the worker ready."""
+        self._loop = loop
+        self.beat()
+        if self.orders.worker_timeout is not None:
+            loop.call_later(self.orders.worker_timeout / 2, lambda: loop.add(_Rest(self, loop)))
+
+    def rest_in(self, loop: Loop) -> None:
+        """Its next wait may be without limit."""
+        self.page.sleep()
+        # In this order: see Duties.begin_one().
+        if self.page.numbers[ACTIVE]:
+            self.beat_in(loop)
+            return
+
+        def wakes() -> None:
+            self.beat_in(loop)
+            self.tell(AWAKE)
+
+        loop.after_next_wait(wakes)
+        self.tell(ASLEEP)
+
+    def stir(self) -> None:
+        """Something is in progress beside the loop that sleeps. From any thread."""
+        self.page.beat()
+        if self._loop is not None:
+            self._loop.wake()
+
+    def beat(self) -> None:
+        """The loop turns now."""
+        self.page.beat()
+        if not self._is_ready:
+            self._is_ready = True
+            if self.page.begin():
+                self.tell(READY)
+            elif self.when_called_off is not None:
+                self.when_called_off()
+
+    def has_stopped(self) -> None:
+        """The loop has ended: nothing more is accepted."""
+        self.tell(STOPPED)
+
+    def tell(self, message: bytes) -> None:
+        """Tell the supervisor; from any thread."""
+        try:
+            self.control.send(message, socket.MSG_DONTWAIT)
+        except OSError:
+            # Nobody there to be told, or not listening for a long time.
+            pass
+
+    def write_stacks_on(self, signum: signal.Signals) -> None:
+        """Make a signal tell the supervisor the stacks of all threads, whatever they are at."""
+        faulthandler.register(signum, self.control.fileno(), all_threads=True, chain=False)

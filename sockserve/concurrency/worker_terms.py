@@ -1,0 +1,127 @@
+"""What a worker process and its supervisor have in common: words, memory, orders.
+
+Rule 1. Words go through a socket, and are one byte each but for the text at the end of what a worker tells.
+Rule 2. Numbers are in memory that both see: a worker that can tell nothing any more has left them there.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import time
+from typing import NamedTuple
+
+from sockserve.core.events import Counters
+
+__all__ = [
+    "ACCEPTED",
+    "ACTIVE",
+    "ASLEEP",
+    "AWAKE",
+    "CAUSE",
+    "CUT",
+    "CUTS",
+    "DRAIN",
+    "DUMP_SIGNAL",
+    "ENOUGH",
+    "FAILED",
+    "HANDLED",
+    "LEAVE",
+    "LOOK",
+    "READY",
+    "REFUSED",
+    "RESUME",
+    "RETIRE",
+    "STOPPED",
+    "SUSPEND",
+    "Orders",
+    "Page",
+    "with_jitter",
+]
+
+RETIRE, LEAVE, DRAIN, CUT, SUSPEND, RESUME, LOOK = b"e", b"l", b"d", b"c", b"s", b"r", b"k"
+"""What a worker is told: accept no more and end after the last client; accept no more and end after the last request;
+end the requests' input as well; cut them; pause accepting; go on; see whether a client waits that somebody else was
+woken for."""
+
+READY, ENOUGH, STOPPED, ASLEEP, AWAKE, CAUSE = b"\x01", b"\x02", b"\x03", b"\x04", b"\x05", b"\x06"
+"""What it tells: it serves; it has served its number of requests; it accepts no more; its loop waits for a request and
+shows no more that it turns; it does again; why it fails, a text until the end. Anything else is the stacks that
+faulthandler writes, a text without such bytes."""
+
+DUMP_SIGNAL = signal.SIGQUIT
+"""Makes a worker tell the stacks of all its threads, as it does to Java's machine."""
+
+BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS, BEGUN, TOO_LATE = range(9)
+
+_SLEEPS = 0
+"""In the place of the last beat: there is none to come, until there is something to do."""
+
+
+class Page:
+    """Memory that a worker and its supervisor share: when its loop last turned, and its counters."""
+
+    def __init__(self) -> None:
+        self.numbers = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+        self.beat()
+
+    def beat(self) -> None:
+        """The loop turns now."""
+        # By CLOCK_MONOTONIC, which all processes share.
+        self.numbers[BEAT] = time.monotonic_ns()
+
+    def sleep(self) -> None:
+        """The loop is about to wait without limit."""
+        self.numbers[BEAT] = _SLEEPS
+
+    def is_asleep(self) -> bool:
+        """Whether that was the last that was heard."""
+        return self.silence() is None
+
+    def silence(self) -> float | None:
+        """Seconds since the last beat; None: it sleeps."""
+        beat = self.numbers[BEAT]
+        return None if beat == _SLEEPS else (time.monotonic_ns() - beat) / 1e9
+
+    def begin(self) -> bool:
+        """The worker is about to accept: whether it may. Once ``call_off()`` was true, it may not."""
+        # In this order, and there the other way round: of two that meet here at least one sees the other.
+        self.numbers[BEGUN] = 1
+        return not self.numbers[TOO_LATE]
+
+    def call_off(self) -> bool:
+        """The worker shall not begin: whether it has not, so that nobody need wait until it has stopped."""
+        self.numbers[TOO_LATE] = 1
+        return not self.numbers[BEGUN]
+
+    def add_to(self, counters: Counters) -> None:
+        """Add what the worker counted, which has ended: what it still had in progress has failed."""
+        numbers = self.numbers
+        counters.accepted += numbers[ACCEPTED]
+        counters.handled += numbers[HANDLED]
+        counters.refused += numbers[REFUSED]
+        counters.failed += numbers[FAILED] + numbers[ACTIVE]
+
+
+class Orders(NamedTuple):
+    """What a worker knows from its beginning."""
+
+    worker_id: int
+    """The number of its place, from 0; whoever replaces it has the same."""
+    is_anew: bool
+    """Whether a rolling restart made it, so that it has to load its program anew."""
+    is_suspended: bool
+    """Whether it shall not accept before it is told to."""
+    worker_timeout: float | None
+    """Seconds within which its loop has to turn, or within which it is told to be seen alive; None: at will."""
+    max_requests: int | None
+    """After how many requests it asks for a successor; None: never."""
+
+
+def with_jitter(limit: int | None, jitter: int | None) -> int | None:
+    """A number of requests, so that not all workers reach theirs at once; ``jitter`` more at most, None: a tenth."""
+    if limit is None:
+        return None
+    # Not of ``random``: whoever has imported that fills it anew in each child they fork.
+    return limit + int.from_bytes(os.urandom(8)) % (1 + (limit // 10 if jitter is None else jitter))
