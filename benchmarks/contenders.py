@@ -46,6 +46,8 @@ class Contender(NamedTuple):
     """Divides the number of requests where each has a worker of its own, so that a cell takes as long as another's."""
     needs: str | None = None
     """The package without which it is left out."""
+    is_twin: bool = False
+    """Whether a target compares it with its like of the other library to a twentieth, so that it has further turns."""
 
     @property
     def forks(self) -> bool:
@@ -92,15 +94,15 @@ _FORK_COSTS = 40
 CONTENDERS: Sequence[Contender] = (
     Contender("floor", "floor", ("floor", "{}"), (*EVERYTHING, UNIX)),
     Contender("floor-blocking", "floor", ("floor", "{}", "blocking"), ("connect",), one_at_a_time=True),
-    _stdlib("inline", *EVERYTHING, *WITH_FILES, one_at_a_time=True),
-    _stdlib("thread", *EVERYTHING, *WITH_FILES, *HTTP, "cpu", UNIX, slowness=_THREAD_COSTS),
+    _stdlib("inline", *EVERYTHING, *WITH_FILES, one_at_a_time=True, is_twin=True),
+    _stdlib("thread", *EVERYTHING, *WITH_FILES, *HTTP, "cpu", UNIX, slowness=_THREAD_COSTS, is_twin=True),
     _stdlib("fork", *EVERYTHING, *WITH_FILES, slowness=_FORK_COSTS),
     Contender("gevent", "gevent", ("gevent_server.py", "{}"), EVERYTHING, needs="gevent"),
     Contender("asyncio", "asyncio", ("asyncio_server.py", "{}"), EVERYTHING),
     Contender("uvloop", "uvloop", ("asyncio_server.py", "{}", "uvloop"), EVERYTHING, needs="uvloop"),
     Contender("trio", "trio", ("trio_server.py", "{}"), EVERYTHING, needs="trio"),
-    _ours("inline", "inline", *EVERYTHING, *WITH_FILES, one_at_a_time=True),
-    _ours("thread", "thread", *EVERYTHING, *WITH_FILES, *HTTP, UNIX, slowness=_THREAD_COSTS),
+    _ours("inline", "inline", *EVERYTHING, *WITH_FILES, one_at_a_time=True, is_twin=True),
+    _ours("thread", "thread", *EVERYTHING, *WITH_FILES, *HTTP, UNIX, slowness=_THREAD_COSTS, is_twin=True),
     _ours("fork", "fork", *EVERYTHING, *WITH_FILES, slowness=_FORK_COSTS),
     _ours("pool", "pool", *EVERYTHING, "connect-stream", *HTTP, UNIX, workers=4),
     _ours("pool-1", "pool", "cpu", workers=1),

@@ -101,6 +101,9 @@ class Rate(NamedTuple):
     requests: int
     """Of a round: from a tenth of a second to a few of processor time, which the kernel counts in microseconds."""
     turns: int
+    further: int = 0
+    """Turns of the same length that twins have after these. Less a turn scatters than the minute in which it
+    falls; of many turns, one twin's beside the other's, both have the same minutes."""
     unit: str = "cpu_us"
     on_both: bool = False
     """Whether the server has both processors, the clients' too."""
@@ -125,9 +128,14 @@ class Rate(NamedTuple):
         results: dict[str, list[loads.Result]] = {name: [] for name in cpu}
         cores = places.both if self.on_both else {places.server}
         with contextlib.ExitStack() as stack:
-            servers = [(each, stack.enter_context(start(each, self.protocol, cores))) for each in contenders]
-            turns = max(1, round(self.turns * min(1.0, effort.share * 10)))
-            for turn in range(turns):
+            running = [(each, stack.enter_context(start(each, self.protocol, cores))) for each in contenders]
+            servers = running
+            turns, further = (round(number * min(1.0, effort.share * 10)) for number in (self.turns, self.further))
+            turns = max(1, turns)
+            for turn in range(turns + further):
+                if turn == turns:
+                    servers = [(each, server) for each, server in running if each.is_twin]
+                    servers.sort(key=lambda pair: pair[0].program[2])
                 # Whoever comes second finds warm caches: let all have that.
                 for each, server in servers if turn % 2 == 0 else reversed(servers):
                     slowness = 1 if self.stays else each.slowness
@@ -139,7 +147,7 @@ class Rate(NamedTuple):
                     result = self.load(server.place, self.clients, number)
                     cpu[each.name] += settle(server) - before
                     results[each.name].append(result)
-            memory = {each.name: server.memory() for each, server in servers}
+            memory = {each.name: server.memory() for each, server in running}
         return {name: _figures(cpu[name], results[name]) | {"mib": memory[name] / 2**20} for name in cpu}
 
 
@@ -372,13 +380,13 @@ def _wrk(port: Place, clients: int, requests: int) -> loads.Result:
 
 
 WORKS: Sequence[Work] = (
-    Rate("ping1", "ping", loads.redis_benchmark, clients=1, requests=4_000, turns=2),
-    Rate("ping50", "ping", loads.redis_benchmark, clients=50, requests=25_000, turns=2),
-    Rate("ping500", "ping", loads.redis_benchmark, clients=500, requests=50_000, turns=1),
-    Rate("ping2000", "ping", loads.redis_benchmark, clients=2000, requests=40_000, turns=1),
+    Rate("ping1", "ping", loads.redis_benchmark, clients=1, requests=4_000, turns=2, further=8),
+    Rate("ping50", "ping", loads.redis_benchmark, clients=50, requests=25_000, turns=2, further=4),
+    Rate("ping500", "ping", loads.redis_benchmark, clients=500, requests=50_000, turns=1, further=1),
+    Rate("ping2000", "ping", loads.redis_benchmark, clients=2000, requests=40_000, turns=1, further=2),
     Rate("ping-stream", "ping-stream", loads.redis_benchmark, clients=50, requests=30_000, turns=2),
     Rate("ping-unix", "ping-unix", loads.redis_benchmark, clients=50, requests=30_000, turns=2),
-    Rate("connect", "connect", loads.ab, clients=50, requests=8_000, turns=2),
+    Rate("connect", "connect", loads.ab, clients=50, requests=8_000, turns=2, further=4),
     Rate("connect-stream", "connect-stream", loads.ab, clients=50, requests=6_000, turns=2),
     Rate("udp", "udp", loads.dnsperf, clients=50, requests=15_000, turns=2),
     Rate("http", "http", loads.ab, clients=50, requests=3_000, turns=2),

@@ -226,6 +226,32 @@ def test_a_server_is_measured(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert figures[name]["mib"] > 1
 
 
+def test_twins_have_further_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have the first turns; after them only those that are compared to a twentieth have some."""
+    monkeypatch.setenv("PYTHONPATH", contenders.python_path())
+    asked: list[processes.Place] = []
+
+    def load(place: processes.Place, _clients: int, requests: int) -> loads.Result:
+        asked.append(place)
+        return loads.Result(requests, 1.0, None, None)
+
+    cores = os.sched_getaffinity(0)
+    places = works.Places(min(cores), max(cores), (min(cores), max(cores)))
+    started: dict[str, processes.Place] = {}
+
+    def start(each: contenders.Contender, protocol: str, cores: Collection[int]) -> ServerProcess:
+        server = ServerProcess(each.command(protocol), cores, None)
+        started[each.name] = server.place
+        return server
+
+    work = works.Rate("connect", "connect", load, clients=1, requests=200, turns=2, further=3)
+    effort = works.FULL._replace(warms_up=False)
+    work.measure([contenders.BY_NAME[name] for name in ("stdlib-thread", "pool", "thread")], start, places, effort)
+    names = {place: name for name, place in started.items()}
+    first, second = ["stdlib-thread", "pool", "thread"], ["stdlib-thread", "thread"]
+    assert [names[place] for place in asked] == [*first, *first[::-1], *second, *second[::-1], *second]
+
+
 STOPPED_RUN = """
 import sys, threading
 from benchmarks import __main__ as bench, contenders, loads, works
