@@ -248,10 +248,10 @@ def test_the_deadline_is_for_the_whole_handshake(
     pair, stop = connect(), threading.Event()
 
     def trickle() -> int:
-        for sent, byte in enumerate(client_hello()):
+        for sent, byte in enumerate(client_hello(), 1):
+            pair.client.send(bytes([byte]))
             if stop.wait(0.05):
                 return sent
-            pair.client.send(bytes([byte]))
         return -1
 
     sent = threads.submit(trickle)

@@ -18,7 +18,7 @@ def test_daytime() -> None:
     """The same line over TCP and UDP; a datagram whose sender claims to be a service is not answered."""
     with Example("daytime.py") as example:
         stream, datagrams = example.address(), example.address()
-        for flags in (["-N"], ["-u", "-w", "1", "-W", "1"]):
+        for flags in (["-N"], ["-u", "-w", "20", "-W", "1"]):
             address = datagrams if "-u" in flags else stream
             line = run("nc", *flags, *host_and_port(address), input="\n")
             moment = time.mktime(time.strptime(line, "%A, %B %d, %Y %H:%M:%S-UTC\n")) - time.timezone
