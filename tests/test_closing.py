@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import pytest
 from under_test import LIMIT
-from waiting import wait_until
 
 from sockserve.net import closing
 from sockserve.net.closing import LINGER_BYTES, cut, end_input, half_close
@@ -63,6 +62,13 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> float:
     return LIMIT
 
 
+def wait_for_input(pair: Pair) -> None:
+    """Return when something that was sent has arrived, which it need not have when send(2) returns."""
+    pair.ours.settimeout(LIMIT)
+    pair.ours.recv(1, socket.MSG_PEEK)
+    pair.ours.settimeout(None)
+
+
 def in_time(ours: socket.socket, seconds: float) -> bool:
     """Say whether half_close() returns within so many seconds."""
     thread = threading.Thread(target=half_close, args=(ours,), daemon=True)
@@ -88,6 +94,7 @@ def test_without_unread_input_it_does_not_wait(pair: Pair, patience: float) -> N
 def test_with_unread_input_it_waits_for_the_peer_to_close(pair: Pair, patience: float) -> None:
     """A peer that sees the end and closes gets everything, and ends the wait."""
     pair.theirs.sendall(bytes(1000))
+    wait_for_input(pair)
     pair.ours.sendall(b"answer")
     thread = threading.Thread(target=half_close, args=(pair.ours,), daemon=True)
     thread.start()
@@ -134,6 +141,7 @@ def test_it_does_not_wait_for_ever(pair: Pair, monkeypatch: pytest.MonkeyPatch) 
     """A peer that neither closes nor sends is left alone after ``LINGER_SECONDS``, and not before."""
     monkeypatch.setattr(closing, "LINGER_SECONDS", 0.05)
     pair.theirs.sendall(bytes(1000))
+    wait_for_input(pair)
     begun = time.monotonic()
     assert in_time(pair.ours, LIMIT)
     assert time.monotonic() - begun >= 0.05
@@ -149,6 +157,7 @@ def test_a_trickle_does_not_prolong_it(pair: Pair, monkeypatch: pytest.MonkeyPat
             pair.theirs.send(b"x")
 
     pair.theirs.sendall(bytes(1000))
+    wait_for_input(pair)
     trickler = threading.Thread(target=trickle)
     trickler.start()
     try:
@@ -250,7 +259,7 @@ def test_unread_input_is_noticed_on_kernels_and_sockets_that_do_not_tell_it_the_
 
     monkeypatch.setattr(closing, "_family_of", refuse)
     tcp.theirs.sendall(b"unread")
-    wait_until(lambda: tcp.ours.recv(1, socket.MSG_PEEK))
+    wait_for_input(tcp)
     with ThreadPoolExecutor(1) as closer:
         closed = closer.submit(half_close, tcp.ours)
         assert read_all(tcp.theirs) == b""

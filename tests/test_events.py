@@ -5,16 +5,21 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import logging
+import socket
 import threading
 from typing import Any
 
 import pytest
 from handlers import Boom, handlers
 from log_watch import ExpectLog
+from stepping import steps
 from under_test import LIMIT
 from waiting import wait_until
 
 import sockserve
+from sockserve.concurrency.duties import Duties
+from sockserve.concurrency.link import Link
+from sockserve.concurrency.worker_terms import ACCEPTED, ACTIVE, HANDLED, Orders, Page
 from sockserve.core.events import Events, events_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import Reset, ask, call_within, connect
@@ -319,3 +324,38 @@ def test_counters_of_several_servers_add_up() -> None:
     for thread in threads:
         thread.join()
     assert tally(counters) == (40_000, 0, 0, 40_000, 0)
+
+
+def test_whoever_sees_that_nothing_is_active_finds_all_counted() -> None:
+    """Counters that are read at any step of a request's end miss none that is not active any more."""
+    request: Any = type("Request", (), {"outcome": "handled"})()
+    for step in steps():
+        counters = sockserve.Counters()
+        counters.on_accept(None, request)
+        seen: list[int] = []
+        step.run(lambda: counters.on_shutdown(None, request), lambda: seen.append(counters.active + counters.handled))  # noqa: B023
+        assert 0 not in seen, step
+
+
+def test_a_supervisor_that_sees_nothing_active_finds_all_counted() -> None:
+    """A worker that is looked at, or killed, at any step of a request has lost it nowhere, and counted it once."""
+    request: Any = type("Request", (), {"outcome": "handled"})()
+    ours, theirs = socket.socketpair()
+    orders = Orders(0, is_anew=False, is_suspended=False, worker_timeout=None, max_requests=None)
+    with ours, theirs:
+        for step in steps():
+            page = Page()
+            duties = Duties(Link(ours, page, orders), [])
+            counters = sockserve.Counters()
+
+            def look() -> None:
+                numbers = page.numbers  # noqa: B023
+                assert numbers[ACTIVE] + numbers[HANDLED] >= numbers[ACCEPTED]
+                page.add_to(counters)  # noqa: B023
+
+            def serve() -> None:
+                duties.on_accept(None, request)  # noqa: B023
+                duties.on_shutdown(None, request)  # noqa: B023
+
+            step.run(serve, look)
+            assert counters.accepted == counters.handled + counters.failed, step

@@ -104,7 +104,7 @@ def test_the_ports_are_free_while_requests_end(model: str, tmp_path: pathlib.Pat
             operator.signal()
             for server in operator.servers[:2]:
                 wait_until_closed(server)
-            assert not path.exists()
+            wait_until(lambda: not path.exists())
             gate.opened.set()
             assert client.read() == b"open"
 

@@ -66,8 +66,9 @@ class Duties(Observer):
         """Count a request, and ask for a successor if that is enough."""
         numbers = self._numbers
         with self._lock:
-            numbers[ACCEPTED] += 1
+            # First, and in end_one() last: another process that sees that none is active finds all of them counted.
             numbers[ACTIVE] += 1
+            numbers[ACCEPTED] += 1
             is_last = numbers[ACCEPTED] == self._limit
         if self._link.page.is_asleep():
             # A pool's worker took it: its loop sleeps on.
@@ -78,8 +79,8 @@ class Duties(Observer):
     def end_one(self, outcome: int) -> None:
         """Count what became of one: HANDLED, REFUSED or FAILED."""
         with self._lock:
-            self._numbers[ACTIVE] -= 1
             self._numbers[outcome] += 1
+            self._numbers[ACTIVE] -= 1
 
     # Told by the supervisor, in the control thread, or by SIGTERM in the main thread.
 

@@ -101,7 +101,8 @@ class Page:
         counters.accepted += numbers[ACCEPTED]
         counters.handled += numbers[HANDLED]
         counters.refused += numbers[REFUSED]
-        counters.failed += numbers[FAILED] + numbers[ACTIVE]
+        # Not by what was active: it may have been killed between two counts.
+        counters.failed += numbers[ACCEPTED] - numbers[HANDLED] - numbers[REFUSED]
 
 
 class Orders(NamedTuple):

@@ -136,19 +136,20 @@ class Counters(Observer):
     def on_accept(self, server: Any, request: LiveRequest) -> None:
         """Count it as accepted and active."""
         with self._lock:
-            self.accepted += 1
+            # First, and below last: whoever sees, without the lock, that none is active finds all of them counted.
             self.active += 1
+            self.accepted += 1
 
     def on_shutdown(self, server: Any, request: LiveRequest) -> None:
         """Count it as what became of it."""
         with self._lock:
-            self.active -= 1
             if request.outcome == "refused":
                 self.refused += 1
             elif request.outcome == "failed":
                 self.failed += 1
             else:
                 self.handled += 1
+            self.active -= 1
 
 
 _DEFAULT = (LogObserver(),)
