@@ -157,8 +157,8 @@ def flush_log_handlers() -> None:
 
 def _handlers_that_hold_back() -> list[logging.Handler]:
     # As logging.shutdown() finds them.
-    references: Any = logging._handlerList  # type: ignore[attr-defined]  # noqa: SLF001
-    handlers = [reference() for reference in references[:]]
+    references: list[Callable[[], logging.Handler | None]] = list(logging._handlerList)  # type: ignore[attr-defined]  # noqa: SLF001
+    handlers = [reference() for reference in references]
     return [handler for handler in handlers if handler is not None and type(handler) not in WRITE_AT_ONCE]
 
 
