@@ -228,7 +228,7 @@ def test_the_limit_begins_anew_with_each_message(running: Running, echo: type[Ec
     with crowd(server, 2) as (client, silent):
         wait_until_parked(server, 2)
         for live in table.all():
-            live.parked_at -= 999.9
+            live.place.parked_at -= 999.9
         exchange(client, b"again")
         lot.wants_look = True
         server._serving_lifecycle.wake()
@@ -309,13 +309,15 @@ def test_a_claim_in_the_middle_of_parking_waits(running: Running, echo: type[Ech
     claimers: list[threading.Thread] = []
 
     class Slow:
+        once = real.once
+        rearm = real.rearm
         unwatch = real.unwatch
 
-        def arm(self, fd: int, again: bool) -> None:
+        def arm(self, fd: int) -> None:
             claimers.append(threading.Thread(target=lot.end_all))
             claimers[-1].start()
             wait_until(lambda: fd not in lot.parked)
-            real.arm(fd, again)
+            real.arm(fd)
 
     lot.poller = Slow()
     with crowd(server, 3) as clients:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import Any
 
 from sockserve.concurrency.shared_poller import SharedPoller
 from sockserve.core.active_requests import LiveRequest
-from sockserve.core.request_life import answer, contain, look
+from sockserve.core.request_life import resume
 from sockserve.net.closing import end_input
 from sockserve.net.tls import is_tls
 
@@ -38,6 +39,25 @@ ROOM_WAIT = 0.05
 
 ROOM_LOG_INTERVAL = 60.0
 """Seconds between two lines in the log about that."""
+
+
+class Place:
+    """What the lot knows of one connection, from its first wait on."""
+
+    # No attributes of a class as values to begin with: beside them those of an object are slower to find.
+    __slots__ = ("arming", "context", "fd", "is_registered", "limit", "parked_at")
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.is_registered = False
+        """Whether the poller knows the descriptor."""
+        self.limit = 0.0
+        """Seconds of silence that the handler bears; 0: any."""
+        self.parked_at = 0.0
+        self.context: contextvars.Context
+        """The context variables of the handler."""
+        self.arming = threading.Lock()
+        """Held while the connection is entered and armed."""
 
 
 class ParkingLot:
@@ -67,44 +87,51 @@ class ParkingLot:
 
         If true the caller must not touch it again. Raises OSError if the system cannot watch it.
         """
-        fd = live.request.fileno()
+        request = live.request
+        fd = request.fileno()
         if fd < 0 or self._is_closed or live.detached:
             return False
-        if live.arming is None:
-            live.arming = threading.Lock()
-        live.parked_fd = fd
+        place = live.place
+        if place is None:
+            place = live.place = Place()
+        place.fd = fd
         # A copy: this thread has not left the present one when the next enters it.
-        live.context = contextvars.copy_context()
+        place.context = contextvars.copy_context()
         live.thread = None
         live.state = "parked"
-        limit = live.request.gettimeout()
+        limit = request.gettimeout()
         if limit:
             self._limit(live, limit)
-        elif live.limit:
-            live.limit = 0.0
+        elif place.limit:
+            place.limit = 0.0
         return self._arm(live)
 
     def _limit(self, live: LiveRequest, limit: float) -> None:
+        place = live.place
         # Rounded up, or a program that computes its time-outs would make a queue for each.
-        limit = live.limit = math.ceil(limit * LIMITS_PER_SECOND) / LIMITS_PER_SECOND
-        live.parked_at = time.monotonic()
+        limit = place.limit = math.ceil(limit * LIMITS_PER_SECOND) / LIMITS_PER_SECOND
+        place.parked_at = time.monotonic()
         # Entered first, and next_look read second: look() does it the other way round.
-        self._silent.setdefault(limit, {})[live.parked_fd] = live
-        if live.parked_at + limit < self.next_look and not self.wants_look:
+        self._silent.setdefault(limit, {})[place.fd] = live
+        if place.parked_at + limit < self.next_look and not self.wants_look:
             self.wants_look = True
             self._wake()
 
     def _arm(self, live: LiveRequest) -> bool:
-        fd = live.parked_fd
+        place = live.place
+        fd = place.fd
         # Whoever claims it between the two steps waits for the second: or the descriptor would be armed that it closed.
-        with live.arming:
+        with place.arming:
             self.parked[fd] = live
             # In this order: close() does it the other way round.
             if self._is_closed:
                 return self.parked.pop(fd, None) is not live
-            again, live.is_registered = live.is_registered, True
             try:
-                self.poller.arm(fd, again)
+                if place.is_registered:
+                    self.poller.rearm(fd, self.poller.once)
+                else:
+                    place.is_registered = True
+                    self.poller.arm(fd)
             except OSError:
                 if self.parked.pop(fd, None) is live:
                     raise
@@ -115,26 +142,30 @@ class ParkingLot:
 
         ``has_input`` says that its client spoke; else that may be, or it is the end.
         """
-        if live.limit:
-            self._silent[live.limit].pop(live.parked_fd, None)
-        step = answer if has_input and not is_tls(live.request) else look
-        live.context.run(contain, self.server, live, step)
+        place = live.place
+        if place.limit:
+            self._silent[place.limit].pop(place.fd, None)
+        if has_input and type(live.request) is not socket.socket:
+            # What came may be a part of a record, or none of the client's words.
+            has_input = not is_tls(live.request)
+        place.context.run(resume, self.server, live, has_input)
         # Whoever has been given it may live longer than this server: it must not stay in the poller.
-        if live.detached and live.is_registered and live.request.fileno() == live.parked_fd:
-            self.poller.unwatch(live.parked_fd)
+        if live.detached and place.is_registered and live.request.fileno() == place.fd:
+            self.poller.unwatch(place.fd)
 
     def claim(self, live: LiveRequest) -> bool:
         """Take a connection out without an event; false: somebody else has."""
-        fd = live.parked_fd
+        place = live.place
+        fd = place.fd
         if self.parked.get(fd) is not live:
             return False
         with self._claiming:
             self.claims += 1
             taken = self.parked.pop(fd, None)
             if taken is live:
-                with live.arming:
+                with place.arming:
                     self.poller.unwatch(fd)
-                live.is_registered = False
+                place.is_registered = False
             self.claims += 1
         if taken is not None and taken is not live:
             # In this very moment it ended, and another one has its descriptor.
@@ -158,7 +189,7 @@ class ParkingLot:
         earliest = math.inf
         for limit, queue in self._silent.copy().items():
             while (live := _first(queue)) is not None:
-                due = live.parked_at + limit
+                due = live.place.parked_at + limit
                 if due > now:
                     earliest = min(earliest, due)
                     break
@@ -166,7 +197,7 @@ class ParkingLot:
                     # Its client spoke in this moment.
                     earliest = min(earliest, now + 1 / LIMITS_PER_SECOND)
                     break
-                queue.pop(live.parked_fd, None)
+                queue.pop(live.place.fd, None)
                 log.debug("%s said nothing for %g s", live.client_address, limit)
                 # What is to be done about that is a handler's work, and a worker does it.
                 end_input(live.request)

@@ -38,8 +38,14 @@ class SharedPoller(Protocol):
     def unwatch(self, fd: int) -> None:
         """Undo ``watch()`` or ``arm()``. No effect on any other descriptor."""
 
-    def arm(self, fd: int, again: bool) -> None:
-        """Report once that a descriptor is readable or its peer is gone; ``again``: it has been armed before."""
+    once: int
+    """What ``rearm()`` is given."""
+
+    def arm(self, fd: int) -> None:
+        """Report once that a descriptor is readable or its peer is gone."""
+
+    def rearm(self, fd: int, once: int, /) -> None:
+        """The same, for one that was armed before and that nobody unwatched since."""
 
     def end(self) -> None:
         """Make every ``poll()`` return something at once, from now on. Idempotent."""
@@ -55,8 +61,9 @@ class _EpollPoller:
         self._epoll = select.epoll()
         self._end_reader, self._end_writer = socket.socketpair()
         self._end_writer.setblocking(False)
-        self._once = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
+        self.once = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
         self.poll = self._epoll.poll
+        self.rearm = self._epoll.modify
         self.watch(self._end_reader.fileno())
 
     def watch(self, fd: int, *, shared: bool = False) -> None:
@@ -69,11 +76,8 @@ class _EpollPoller:
             # Closed: the kernel forgot it then, or the pool has ended.
             pass
 
-    def arm(self, fd: int, again: bool) -> None:
-        if again:
-            self._epoll.modify(fd, self._once)
-        else:
-            self._epoll.register(fd, self._once)
+    def arm(self, fd: int) -> None:
+        self._epoll.register(fd, self.once)
 
     def end(self) -> None:
         # Never read: level-triggered, it wakes each thread that waits, and each one that comes later.
@@ -90,6 +94,8 @@ class _EpollPoller:
 
 class _LeaderPoller:
     """Where the platform has no poller to share: one thread waits in a selector, the others for its place."""
+
+    once = 0
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -158,7 +164,10 @@ class _LeaderPoller:
     def unwatch(self, fd: int) -> None:
         self._change(~fd, False)
 
-    def arm(self, fd: int, again: bool) -> None:
+    def arm(self, fd: int) -> None:
+        self._change(fd, True)
+
+    def rearm(self, fd: int, once: int, /) -> None:
         self._change(fd, True)
 
     def _change(self, fd: int, is_armed: bool) -> None:

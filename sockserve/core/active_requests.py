@@ -81,18 +81,11 @@ class LiveRequest:
     worker: RemoteWorker | None = None
     """Who serves it, if that is not this process."""
 
-    # While its handler waits for its client, in a pool.
     go_on: Callable[[bool], object] | None
-    """Makes its handler go on: with the question whether there is input already answered, or not."""
-    context: Any = None
-    """The context variables of its handler."""
-    arming: Any = None
-    """A lock, held while it is entered and armed."""
-    parked_fd = -1
-    is_registered = False
-    limit = 0.0
-    """Seconds of silence that its handler bears; 0: any."""
-    parked_at = 0.0
+    """While its handler waits for its client, in a pool: makes the handler go on, with the question whether there is
+    input already answered, or not."""
+    place: Any
+    """What ``lot`` knows of it, from the first wait on."""
 
     is_shared = False
     """Whether whoever asked the table may have it, so that it must not become another request's record."""
@@ -109,7 +102,7 @@ class LiveRequest:
         self.state = "accept"
         self.handler = None
         self.detached = False
-        self.go_on = None
+        self.go_on = self.place = None
         # Whoever enters it serves it, or gives it away: nobody waits in that thread for its end.
         self.thread = threading.get_ident()
 

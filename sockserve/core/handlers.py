@@ -36,13 +36,12 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
     server: ServerT
 
     _handle_raised = False
-    _can_be_kept_open = False
 
     def __init__(self, request: RequestT, client_address: AddressT, server: ServerT) -> None:
         self.request = request
         self.client_address = client_address
         self.server = server
-        self._asked_to_keep_open = False
+        self._asked_to_keep_open: bool | None = None
         # Absent from a standard library's server, and from what tests pass for one.
         table: ActiveRequests | None = getattr(server, "_serving_live_table", None)
         if table is not None:
@@ -78,8 +77,11 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
 
     def _serving_parks(self) -> bool:
         """Whether the server calls ``_serving_converse()`` when there is more to do, so that nobody need wait here."""
-        table: ActiveRequests | None = getattr(self.server, "_serving_live_table", None)
-        live = None if table is None else table.find(self.request)
+        try:
+            table: ActiveRequests = self.server._serving_live_table  # type: ignore[attr-defined]  # noqa: SLF001
+        except AttributeError:
+            return False
+        live = table.by_id.get(id(self.request))
         if live is None or live.lot is None or not self._serving_is_dry():
             return False
         live.go_on = self._serving_converse
@@ -103,11 +105,11 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         from ``self.request`` itself, or without a buffer, may be called once more to read end-of-file.
         Raises TypeError if the request is not a connection.
         """
-        if not self._can_be_kept_open:
-            if not isinstance(self.request, socket.socket) or self.request.type != socket.SOCK_STREAM:
-                raise TypeError(f"{type(self).__name__}.keep_open(): only a stream connection can be kept open")
-            # The socket's type is an enum that would be looked up for each message.
-            self._can_be_kept_open = True
+        # For the first time; the socket's type is an enum that would be looked up for each message.
+        if self._asked_to_keep_open is None and (
+            not isinstance(self.request, socket.socket) or self.request.type != socket.SOCK_STREAM
+        ):
+            raise TypeError(f"{type(self).__name__}.keep_open(): only a stream connection can be kept open")
         self._asked_to_keep_open = True
 
     def detach_request(self) -> RequestT:

@@ -20,8 +20,7 @@ class HTTPKeepAliveMixIn:
     """
 
     # The standard library's handlers have none of these; what they do with a connection they do with its files too.
-    _asked_to_keep_open = False
-    _can_be_kept_open = False
+    _asked_to_keep_open: bool | None = None
     keep_open = BaseRequestHandler.__dict__["keep_open"]
     buffered_input = StreamRequestHandler.__dict__["buffered_input"]
     _serving_converse = BaseRequestHandler.__dict__["_serving_converse"]

@@ -22,7 +22,6 @@ from sockserve.net.closing import cut, end_input
 from sockserve.net.departure import has_left
 
 __all__ = [
-    "answer",
     "begin",
     "call",
     "close",
@@ -30,7 +29,7 @@ __all__ = [
     "cut_others",
     "drain_one",
     "forget",
-    "look",
+    "resume",
     "serve",
     "serves_at_once",
     "take",
@@ -180,22 +179,23 @@ def serve(server: Any, live: LiveRequest) -> None:
         _park_or_close(server, live)
 
 
-def _going_on(has_input: bool) -> Callable[[Any, LiveRequest], None]:
-    def go_on_with(server: Any, live: LiveRequest) -> None:
+def resume(server: Any, live: LiveRequest, has_input: bool) -> None:
+    """As ``serve()``, with a request that was parked: until it is parked again or over. Errors are contained.
+
+    ``has_input``: its client has spoken, and not: it may have spoken or left, that is to be seen.
+    """
+    try:
         live.thread = threading.get_ident()
         live.state = "handle"
+        go_on: Any
         go_on, live.go_on = live.go_on, None
-        go_on(has_input)  # type: ignore[misc]
+        go_on(has_input)
         _park_or_close(server, live)
-
-    return go_on_with
-
-
-answer = _going_on(True)
-"""As ``serve()``, with a request that was parked and whose client has spoken."""
-
-look = _going_on(False)
-"""The same, if its client may have spoken or left: that is to be seen."""
+    except Exception as error:
+        _report(server, live, error)
+    except BaseException:
+        _give_up(server, live)
+        raise
 
 
 def _park_or_close(server: Any, live: LiveRequest) -> None:
