@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import socket
+import sys
 from typing import Self
 
 from programs import Program
@@ -68,7 +69,11 @@ class Prefork:
 
     def __enter__(self) -> Self:
         self.program.__enter__()
-        self.address = ("127.0.0.1", int(self.program.line()))
+        try:
+            self.address = ("127.0.0.1", int(self.program.line()))
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -13,6 +13,7 @@ import pytest
 from certificates import client_context, make_certificate, server_context
 from log_watch import ExpectLog
 from under_test import LIMIT
+from waiting import wait_until_broken
 
 import sockserve
 from sockserve.net.departure import has_left
@@ -121,13 +122,13 @@ def test_a_tls_client_that_left_before_its_answer_is_one_quiet_line(
 ) -> None:
     """Over TLS too a connection that broke before the answer is the client's doing, whatever ssl calls that."""
     left = expect_log(logging.DEBUG, "left")
-    begun, gone = threading.Event(), threading.Event()
+    begun = threading.Event()
 
     class Handler(sockserve.StreamRequestHandler[Any, Any, Any]):
         def handle(self) -> None:
             assert self.rfile.readline() == b"hello\n"
             begun.set()
-            assert gone.wait(LIMIT)
+            wait_until_broken(self.request)
             self.wfile.write(bytes(5000))
 
     Handler.wbufsize = wbufsize
@@ -135,7 +136,6 @@ def test_a_tls_client_that_left_before_its_answer_is_one_quiet_line(
         client.connection = client_context(certificate).wrap_socket(client.connection, server_hostname="localhost")
         client.connection.sendall(b"hello\n")
         assert begun.wait(LIMIT)
-    gone.set()
     assert len(left.wait()) == 1
 
 

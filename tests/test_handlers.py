@@ -15,6 +15,7 @@ import pytest
 from handlers import Boom, handlers
 from log_watch import ExpectLog
 from under_test import LIMIT
+from waiting import wait_until_broken
 
 import sockserve
 from sockserve.pytest_plugin import Running
@@ -208,18 +209,16 @@ def test_a_time_out_of_the_handlers_own_is_an_error(running: Running, expect_log
 def test_finish_survives_a_client_that_left_while_it_flushes(running: Running, expect_log: ExpectLog) -> None:
     """An answer larger than the buffers whose client is gone is one DEBUG line, wherever the write fails."""
     left = expect_log(logging.DEBUG, "left.*(Broken pipe|reset by peer)$")
-    gone = threading.Event()
 
     class Handler(sockserve.StreamRequestHandler[Any, Any, Any]):
         wbufsize = 1_000_000
 
         def handle(self) -> None:
-            assert gone.wait(LIMIT)
+            wait_until_broken(self.request)
             self.wfile.write(bytes(900_000))
 
     with Reset(running(sockserve.TCPServer(LOOPBACK, Handler))):
         pass
-    gone.set()
     assert len(left.wait()) == 1
 
 

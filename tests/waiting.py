@@ -5,6 +5,8 @@ from __future__ import annotations
 import linecache
 import pathlib
 import re
+import select
+import socket
 import sys
 import threading
 import time
@@ -14,7 +16,7 @@ from typing import Any
 
 from under_test import LIMIT
 
-__all__ = ["is_asleep", "is_joining", "wait_until", "wait_until_blocked"]
+__all__ = ["is_asleep", "is_joining", "wait_until", "wait_until_blocked", "wait_until_broken"]
 
 SLEEPS = re.compile(r"\.(acquire|join|poll|select|wait)\(|with (self\.)?_\w+:")
 """A line that waits for a lock, a thread, a descriptor or an event."""
@@ -59,6 +61,15 @@ def wait_until_blocked(pid: int) -> None:
         return before.startswith("S") and _sleep(pid) == before
 
     wait_until(is_blocked)
+
+
+def wait_until_broken(connection: socket.socket) -> None:
+    """Return when the peer's reset has arrived, which need not be when its close(2) returns."""
+    poll = select.poll()
+    # POLLERR and POLLHUP are always told.
+    poll.register(connection, 0)
+    if not poll.poll(LIMIT * 1000):
+        raise TimeoutError(f"not broken within {LIMIT} seconds: {connection}")
 
 
 def _sleep(pid: int) -> str:
