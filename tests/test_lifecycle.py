@@ -6,12 +6,14 @@ import logging
 import socket
 import threading
 import time
+import types
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from handlers import handlers
 from log_watch import ExpectLog
+from stepping import steps
 from under_test import LIMIT
 from waiting import wait_until
 
@@ -418,3 +420,19 @@ def test_a_server_whose_bind_failed_is_closed_without_another_error() -> None:
     with sockserve.TCPServer(LOOPBACK, ECHO) as taken, pytest.raises(OSError, match="in use") as caught:
         sockserve.ThreadingTCPServer(taken.server_address, ECHO)
     assert caught.value.__context__ is None
+
+
+def test_what_was_being_taken_when_a_pause_began_is_waited_for() -> None:
+    """The loop enters a request and pauses after it, at any step of ``wait_idle()``."""
+    for step in steps():
+        with sockserve.TCPServer(LOOPBACK, ECHO) as server:
+            lifecycle, stay = server._serving_lifecycle, types.SimpleNamespace(is_over=False)
+            stay.has_paused = lambda: stay.is_over  # noqa: B023
+            lifecycle.suspended, lifecycle.acceptor = True, stay  # type: ignore[assignment]
+
+            def pause() -> None:
+                table_of(server).add(object(), "peer").thread = None
+                stay.is_over = True  # noqa: B023
+
+            assert not step.run(lambda: server.wait_idle(0), pause), step
+            lifecycle.acceptor = None

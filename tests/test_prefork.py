@@ -8,7 +8,6 @@ import http.server
 import logging
 import os
 import signal
-import socket
 import socketserver
 import threading
 from typing import Any
@@ -128,33 +127,6 @@ def test_a_drain_ends_the_workers_and_resume_begins_anew(running: Running) -> No
     assert server.draining
     server.resume()
     assert ask(server, b"hello") == b"hello"
-
-
-def test_suspend_holds_all_workers(running: Running) -> None:
-    """Clients wait in the backlog of a suspended server, and are served after resume()."""
-    server = running(Two(LOOPBACK, Who))
-    assert workers_of(server)
-    server.suspend()
-    waiting: list[socket.socket] = []
-
-    def is_held() -> bool:
-        client = connect(server)
-        client.settimeout(0.2)
-        try:
-            client.recv(1)
-        except TimeoutError:
-            waiting.append(client)
-            return True
-        # A worker may take one more before it hears of it.
-        client.close()
-        return False
-
-    wait_until(is_held)
-    with waiting[0] as client:
-        assert server.wait_idle(LIMIT)
-        server.resume()
-        client.settimeout(LIMIT)
-        assert client.recv(1)
 
 
 def test_it_serves_again_after_shutdown() -> None:

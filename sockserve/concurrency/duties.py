@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sockserve.concurrency.link import Link
@@ -19,8 +19,10 @@ from sockserve.concurrency.worker_terms import (
     ENOUGH,
     FAILED,
     HANDLED,
+    PAUSED,
     REFUSED,
     STOPPED,
+    SUSPENSIONS,
 )
 from sockserve.core.active_requests import LiveRequest, table_of
 from sockserve.core.events import Observer
@@ -135,17 +137,52 @@ class Duties(Observer):
         """Let whoever waits for the end of accepting go first."""
         self._may_end.wait(END_PAUSE)
 
-    def suspend(self) -> None:
-        """Pause accepting."""
-        for server in self._servers:
-            with contextlib.suppress(AttributeError):
-                server.suspend()
+    def pause_or_go_on(self) -> None:
+        """Accept or do not, as the page says; in a pause leave its number there as soon as nothing new can come."""
+        number = self._numbers[SUSPENSIONS]
+        is_pause = bool(number % 2)
+        awaited = {id(server) for server in self._servers}
 
-    def resume(self) -> None:
-        """Accept again, but not after all."""
-        for server in () if self._retires else self._servers:
+        def has_paused(server: Any) -> None:
+            awaited.discard(id(server))
+            if not awaited:
+                self._numbers[PAUSED] = number
+
+        for server in self._servers:
+            # A standard library's server has no such verbs.
             with contextlib.suppress(AttributeError):
-                server.resume()
+                if is_pause:
+                    server.suspend()
+                elif not self._retires:
+                    server.resume()
+            if is_pause:
+                self._when_paused(server, number, functools.partial(has_paused, server))
+
+    def _when_paused(self, server: Any, number: int, has_paused: Callable[[], object]) -> None:
+        lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
+        acceptor = None if lifecycle is None else lifecycle.acceptor
+        if lifecycle is None or acceptor is None:
+            # If it begins after this look it sees that it is suspended.
+            has_paused()
+            return
+        table, loop = table_of(server), acceptor.loop
+        is_over = False
+
+        def look() -> None:
+            nonlocal is_over
+            if is_over or self._numbers[SUSPENSIONS] != number:
+                return
+            table.on_next_change(look_soon)
+            # One that a pool's worker has just entered may not have been counted: there is another look when it ends.
+            if lifecycle.has_paused() and not any(live.state == "accept" for live in table.all()):
+                is_over = True
+                has_paused()
+
+        def look_soon() -> None:
+            # Between two calls that the loop makes nothing is half taken there.
+            loop.call_soon(look)
+
+        look_soon()
 
     def look(self) -> None:
         """See whether somebody waits."""

@@ -34,8 +34,10 @@ from sockserve.net.listen import listens, shares_port, twin_of
 
 __all__ = ["PreForkMixIn", "handling_signals"]
 
+FIRST_IDLE_POLL = 0.001
 IDLE_POLL = 0.05
-"""Seconds between two looks at what the workers have in progress, while somebody waits for all of it."""
+"""Seconds between two looks at what the workers have in progress, while somebody waits for all of it: at first, for
+workers that have only to pause, and at last."""
 
 
 class Stay:
@@ -198,18 +200,27 @@ class PreForkMixIn:
         shutdown = _serving_prefork_shutdown
 
     def wait_idle(self, timeout: float | None = None) -> bool:
-        """Wait until no worker has a request in progress, at most ``timeout`` seconds; say whether so."""
+        """Wait until no worker has a request in progress, at most ``timeout`` seconds; say whether so.
+
+        After ``suspend()`` this includes a request that was just being accepted, in whichever worker: when it returns
+        true no worker accepts any until ``resume()``.
+        """
         if self.worker_id is not None:
             return bool(super().wait_idle(timeout))  # type: ignore[misc]
         deadline = None if timeout is None else time.monotonic() + timeout
-        pause = OneShot()
+        lifecycle, supervisor = self._serving_prefork_lifecycle, self._serving_supervisor
+        never, pause = OneShot(), FIRST_IDLE_POLL
         while True:
-            # Before the first look as well: a worker that was just told to pause may be accepting.
-            pause.wait(IDLE_POLL if deadline is None else max(0.0, min(IDLE_POLL, deadline - time.monotonic())))
-            if not self._serving_supervisor.active():
+            if self._serving_end_elsewhere() is None:
+                supervisor.pauses.tell(lambda: lifecycle.suspended)
+            # In this order: a worker that has paused takes nothing more.
+            if (not lifecycle.suspended or supervisor.pauses.has_come()) and not supervisor.active():
                 return True
-            if deadline is not None and time.monotonic() >= deadline:
+            remaining = pause if deadline is None else deadline - time.monotonic()
+            if remaining <= 0:
                 return False
+            never.wait(min(pause, remaining))
+            pause = min(2 * pause, IDLE_POLL)
 
     def drain(self, timeout: float | None = None) -> Drained:
         """Let all workers end: their requests may end too, those that have not after ``timeout`` seconds are cut.
@@ -271,7 +282,6 @@ class PreForkMixIn:
         self.observers = (*getattr(self, "observers", (LogObserver(),)), duties)
         # The supervisor has the clock.
         self.drain_timeout = None
-        self._serving_prefork_lifecycle.suspended = link.orders.is_suspended
         if not hasattr(super(), "_serving_has_begun"):
             _beat_and_count_by_hooks(self, link, duties)
         obey(link, duties)

@@ -12,7 +12,18 @@ from typing import NoReturn
 from sockserve.concurrency.children import Child, flush_log_handlers, flush_standard_streams
 from sockserve.concurrency.link import Link
 from sockserve.concurrency.worker_process import be_worker
-from sockserve.concurrency.worker_terms import CAUSE, CUT, DRAIN, DUMP_SIGNAL, LEAVE, RETIRE, Orders, Page
+from sockserve.concurrency.worker_terms import (
+    CAUSE,
+    CUT,
+    DRAIN,
+    DUMP_SIGNAL,
+    LEAVE,
+    RETIRE,
+    SUSPEND,
+    SUSPENSIONS,
+    Orders,
+    Page,
+)
 from sockserve.core.lifecycle import CUT_GRACE
 from sockserve.core.loop import Timer
 
@@ -73,7 +84,7 @@ class Worker:
     cause: bytes | None = None
     """Why it says that it fails."""
 
-    def __init__(self, orders: Orders, generation: int, attempt: int) -> None:
+    def __init__(self, orders: Orders, generation: int, attempt: int, suspensions: int) -> None:
         self.orders = orders
         self.place = orders.worker_id
         self.generation = generation
@@ -83,6 +94,7 @@ class Worker:
         self.control, self._theirs = socket.socketpair()
         self.control.setblocking(False)
         self.page = Page()
+        self.page.numbers[SUSPENSIONS] = suspensions
         self._text = bytearray()
 
     def __str__(self) -> str:
@@ -141,6 +153,11 @@ class Worker:
             self.control.send(command)
         except OSError:
             pass
+
+    def suspend(self, number: int) -> None:
+        """Let it pause, or go on: as the number is odd or even."""
+        self.page.numbers[SUSPENSIONS] = number
+        self.tell(SUSPEND)
 
     def hear(self) -> tuple[bytes, bool]:
         """What it told since the last call, and whether it may tell more."""

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from sockserve.concurrency.children import POLL_WITHOUT_PIDFD
+from sockserve.concurrency.pauses import Pauses
 from sockserve.concurrency.places import BACK_OFF_FIRST, Places
 from sockserve.concurrency.pulse import Pulse
 from sockserve.concurrency.service import Service, Settings, cpu_count
@@ -31,9 +32,7 @@ from sockserve.concurrency.worker_terms import (
     LEAVE,
     LOOK,
     READY,
-    RESUME,
     STOPPED,
-    SUSPEND,
     Orders,
     with_jitter,
 )
@@ -59,6 +58,7 @@ class Supervisor:
         self.pid = os.getpid()
         self.workers: dict[int, Worker] = {}
         """All that live, by their process ids."""
+        self.pauses = Pauses(self.workers)
         self.counters = Counters()
         """What those have counted that have ended."""
         self.handled_signals: tuple[signal.Signals, ...] = ()
@@ -79,7 +79,6 @@ class Supervisor:
     def _begin(self) -> None:
         self._wanted = self._settings.processes or cpu_count()
         self._is_to_drain = self._has_drained = False
-        self._was_suspended = False
         self._is_to_stop: Callable[[], bool] = _no
         self._is_suspended: Callable[[], bool] = _no
         self._is_stopping = False
@@ -212,6 +211,7 @@ class Supervisor:
         steps, self._asked_steps = self._asked_steps, None
         if steps is not None:
             self._end_all(steps)
+        self.pauses.tell(self._is_suspended)
         if not self._is_ending and self._is_to_stop():
             self._stop_all()
         if self._is_ending and self._stays_empty and not self._is_suspended():
@@ -223,7 +223,6 @@ class Supervisor:
             if all(worker.has_stopped for worker in self.workers.values()):
                 self.leave()
         else:
-            self._tell_suspended()
             self._fill()
         without_pidfd = any(worker.child.pidfd is None for worker in self.workers.values())
         self.max_wait = POLL_WITHOUT_PIDFD if without_pidfd else None
@@ -280,13 +279,6 @@ class Supervisor:
         if self._until_empty or not self._stays_empty or self._is_to_stop():
             self.leave()
 
-    def _tell_suspended(self) -> None:
-        suspended = self._is_suspended()
-        if suspended is not self._was_suspended:
-            self._was_suspended = suspended
-            for worker in self.workers.values():
-                worker.tell(SUSPEND if suspended else RESUME)
-
     def _press(self, worker: Worker, steps: Sequence[Step]) -> None:
         """Make the first step now, and the others in time, unless it has ended by then."""
         if worker.timer is not None:
@@ -315,10 +307,10 @@ class Supervisor:
     def _start(self, place: int) -> None:
         settings, places = self._settings, self._places
         limit = with_jitter(settings.max_requests, settings.max_requests_jitter)
-        orders = Orders(place, places.generation > 0, self._was_suspended, settings.worker_timeout, limit)
+        orders = Orders(place, places.generation > 0, settings.worker_timeout, limit)
         try:
             self._service.open_place(place)
-            worker = Worker(orders, places.generation, places.attempt)
+            worker = Worker(orders, places.generation, places.attempt, self.pauses.number)
             worker.start(self._service.work, self._abandon_in_child, self._has_begun, self._ended)
         except OSError as error:
             self._failed(places.attempt, place, f"worker {place} cannot be made: {error}", was_ready=False)

@@ -24,7 +24,6 @@ from sockserve.concurrency.worker_terms import (
     DUMP_SIGNAL,
     LEAVE,
     LOOK,
-    RESUME,
     RETIRE,
     SUSPEND,
 )
@@ -46,6 +45,7 @@ ORPHAN_END = 1.0
 def obey(link: Link, duties: Duties) -> None:
     """Do what the supervisor says, from now on. Raises RuntimeError if there is no thread to be had."""
     link.when_called_off = duties.leave
+    duties.pause_or_go_on()
 
     def on_sigterm(_signum: int, _frame: object) -> None:
         duties.leave()
@@ -60,8 +60,7 @@ def _listen(link: Link, duties: Duties) -> None:
         LEAVE[0]: duties.leave,
         DRAIN[0]: duties.drain,
         CUT[0]: duties.cut,
-        SUSPEND[0]: duties.suspend,
-        RESUME[0]: duties.resume,
+        SUSPEND[0]: duties.pause_or_go_on,
         LOOK[0]: duties.look,
     }
     try:

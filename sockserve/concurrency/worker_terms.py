@@ -29,21 +29,22 @@ __all__ = [
     "HANDLED",
     "LEAVE",
     "LOOK",
+    "PAUSED",
     "READY",
     "REFUSED",
-    "RESUME",
     "RETIRE",
     "STOPPED",
     "SUSPEND",
+    "SUSPENSIONS",
     "Orders",
     "Page",
     "with_jitter",
 ]
 
-RETIRE, LEAVE, DRAIN, CUT, SUSPEND, RESUME, LOOK = b"e", b"l", b"d", b"c", b"s", b"r", b"k"
+RETIRE, LEAVE, DRAIN, CUT, SUSPEND, LOOK = b"e", b"l", b"d", b"c", b"s", b"k"
 """What a worker is told: accept no more and end after the last client; accept no more and end after the last request;
-end the requests' input as well; cut them; pause accepting; go on; see whether a client waits that somebody else was
-woken for."""
+end the requests' input as well; cut them; pause accepting or go on, as the page says; see whether a client waits that
+somebody else was woken for."""
 
 READY, ENOUGH, STOPPED, ASLEEP, AWAKE, CAUSE = b"\x01", b"\x02", b"\x03", b"\x04", b"\x05", b"\x06"
 """What it tells: it serves; it has served its number of requests; it accepts no more; its loop waits for a request and
@@ -53,7 +54,9 @@ faulthandler writes, a text without such bytes."""
 DUMP_SIGNAL = signal.SIGQUIT
 """Makes a worker tell the stacks of all its threads, as it does to Java's machine."""
 
-BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS, BEGUN, TOO_LATE = range(9)
+BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS, BEGUN, TOO_LATE, SUSPENSIONS, PAUSED = range(11)
+"""SUSPENSIONS: how often the worker shall have paused and gone on, so that an odd number means a pause. PAUSED: for
+which of these numbers it takes no request any more."""
 
 _SLEEPS = 0
 """In the place of the last beat: there is none to come, until there is something to do."""
@@ -112,8 +115,6 @@ class Orders(NamedTuple):
     """The number of its place, from 0; whoever replaces it has the same."""
     is_anew: bool
     """Whether a rolling restart made it, so that it has to load its program anew."""
-    is_suspended: bool
-    """Whether it shall not accept before it is told to."""
     worker_timeout: float | None
     """Seconds within which its loop has to turn, or within which it is told to be seen alive; None: at will."""
     max_requests: int | None

@@ -108,7 +108,6 @@ def _begin_worker(server: AnyServer, link: Link, observers: Sequence[Observer]) 
     attributes["worker_id"] = link.orders.worker_id
     attributes["_serving_shares_listener"] = True
     server.observers += tuple(observers)
-    _lifecycle_of(server).suspended = link.orders.is_suspended
 
 
 def serve_in_processes(
