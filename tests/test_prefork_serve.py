@@ -12,7 +12,7 @@ from typing import Any
 
 import handlers
 import pytest
-from programs import SEARCH_PATH
+from programs import SEARCH_PATH, START_LIMIT, Program
 from serving import MODELS, Operator, serve_with
 from under_test import LIMIT
 from waiting import wait_until
@@ -175,3 +175,16 @@ class Handler(sockserve.BaseRequestHandler):
     assert process.returncode == 1
     assert "times in a row workers ended as soon as they began" in errors.splitlines()[-1]
     assert "ended with exit status 7, before it was ready" in errors.splitlines()[-1]
+
+
+def test_sigterm_before_the_first_worker_is_ready_ends_it_quietly() -> None:
+    """Nobody is told then that it serves: its sockets are closed."""
+    script = f"""
+        import os, signal, sockserve
+        os.register_at_fork(after_in_child=lambda: os.kill(os.getppid(), signal.SIGTERM))
+        tell = lambda servers: print([server.socket.getsockname() for server in servers])
+        print(sockserve.serve(sockserve.StreamRequestHandler, "{TCP}", processes=1, ready=tell).accepted)
+    """
+    with Program(script) as program:
+        assert program.status(START_LIMIT) == 0, program.errors()
+        assert program.line() == "0"

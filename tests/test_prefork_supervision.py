@@ -222,3 +222,14 @@ def test_without_a_supervisor_nobody_stays() -> None:
         assert hung.recv(100) == b""
         assert ORPHAN_DRAIN + ORPHAN_END < 5
         wait_until(lambda: not any(map(is_alive, workers)))
+
+
+def test_a_sleeping_worker_that_hangs_does_not_keep_its_supervisor_from_ending() -> None:
+    """It was told to end, and answers nothing."""
+    with Prefork("worker_timeout = 0.4", "drain_timeout = None") as server:
+        before = server.wait_for_workers()
+        wait_until(lambda: sleeps_on([server.pid, *before], 1.0))
+        server.send(signal.SIGSTOP, before[0])
+        server.send(signal.SIGTERM)
+        assert server.status() == 0
+        assert "It could not tell its stacks." in server.errors()

@@ -1,8 +1,8 @@
 """Finds workers that hang, and wakes nobody for it while nothing happens.
 
 Rule 1. Whose loop has not turned for ``worker_timeout`` hangs, unless he said before that he sleeps.
-Rule 2. While somebody sleeps his listeners are watched here too: if a client waits there, those that sleep are woken,
-and from then on Rule 1 is about them.
+Rule 2. While somebody sleeps his listeners are watched here too: if a client waits there, those that sleep are woken.
+Rule 3. From the moment when somebody was told what wakes him, Rule 1 is about him again.
 """
 
 from __future__ import annotations
@@ -67,6 +67,12 @@ class Pulse:
                 next_look = timeout - silence
         if next_look is not None:
             self._next_look = loop.call_later(next_look + GRACE, functools.partial(self.look, loop))
+
+    def expect_awake(self, loop: Loop, worker: Worker) -> None:
+        """It was told something that makes its loop turn."""
+        if worker.page.is_asleep():
+            worker.page.beat()
+            self.look(loop)
 
     def rest(self) -> None:
         """Look no more. To be called before a listener is closed: the workers' copies keep it alive in an epoll(7)."""

@@ -288,6 +288,7 @@ class Supervisor:
         if command == KILL:
             log.warning("%s: %s does not end; it is killed", self._name, worker)
         worker.tell(command)
+        self._pulse.expect_awake(self._loops[-1], worker)
         if delay is not None:
             worker.timer = self._loops[-1].call_later(delay, functools.partial(self._press, worker, later))
 
@@ -374,7 +375,8 @@ class Supervisor:
             self._loops[-1].call_later(SETTLED, functools.partial(self._has_settled, worker))
             if before is not None:
                 self._press(before, retire_within(self._settings.drain_timeout))
-            self._service.serves()
+            if not self._is_ending and not self._is_stopping:
+                self._service.serves()
 
     def _has_settled(self, worker: Worker) -> None:
         if worker.child.pid in self.workers:
