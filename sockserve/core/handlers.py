@@ -77,8 +77,9 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
 
     def _serving_parks(self) -> bool:
         """Whether the server calls ``_serving_converse()`` when there is more to do, so that nobody need wait here."""
+        server: Any = self.server
         try:
-            table: ActiveRequests = self.server._serving_live_table  # type: ignore[attr-defined]  # noqa: SLF001
+            table: ActiveRequests = server._serving_live_table  # noqa: SLF001
         except AttributeError:
             return False
         live = table.by_id.get(id(self.request))
