@@ -57,7 +57,10 @@ class Bench:
             self.stop_kept()
 
     def _measure(self, work: Work, able: Sequence[Contender]) -> dict[str, Figures]:
-        """One work with all that can take part; if that fails, with each alone, so that one does not spoil it."""
+        """One work with all that can take part; if that fails, with each alone, so that one does not spoil it.
+
+        It may also have been no server's fault: ``ab`` hangs at times.
+        """
         if not isinstance(work, Rate) or any(protocol != work.protocol for _, protocol in self._kept):
             self.stop_kept()
         try:

@@ -75,7 +75,12 @@ def read_redis_benchmark(output: str, clients: int, requests: int) -> Result:
 
 
 def ab(port: Place, clients: int, requests: int) -> Result:
-    """An HTTP request, and the connection's end after it."""
+    """An HTTP request, and the connection's end after it.
+
+    LoadError also if it waited for itself, until its time limit: it leaves connections on which it sends nothing, and
+    behind these, where each holds a worker, a request may be stuck ("When ab waits for itself" in
+    docs/explanation/performance.md). Worth another run.
+    """
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / "percentiles.csv"
         command = ["ab", "-q", "-c", str(clients), "-n", str(requests), "-e", str(path), f"http://127.0.0.1:{port}/"]
