@@ -17,11 +17,13 @@ from typing import Any
 import handlers
 import pytest
 from serving import MODELS, Operator, serve_with
+from stepping import steps
 from under_test import LIMIT
 from waiting import wait_until, wait_until_blocked
 
 import sockserve
 from sockserve import greenlets, testing
+from sockserve.run.signals import STOP_SIGNALS, handling
 
 TCP = "tcp://127.0.0.1:0"
 
@@ -388,3 +390,15 @@ def test_a_second_keyboard_interrupt_cuts(expect_log: Any) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         serve_with(script, Flood, TCP, install_signal_handlers=False, drain_timeout=None)
+
+
+def test_a_ctrl_c_at_any_step_of_its_end_leaves_no_signal_handler_behind() -> None:
+    """It raises KeyboardInterrupt if it comes too late, with all signals meaning again what they did."""
+    before = [signal.getsignal(signum) for signum in STOP_SIGNALS]
+    for step in steps():
+        heard: list[signal.Signals] = []
+        block = handling(heard.append)
+        block.__enter__()
+        with contextlib.suppress(KeyboardInterrupt):
+            step.run(lambda: block.__exit__(None, None, None), lambda: signal.raise_signal(signal.SIGINT))  # noqa: B023
+        assert [signal.getsignal(signum) for signum in STOP_SIGNALS] == before, step

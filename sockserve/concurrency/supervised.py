@@ -91,10 +91,10 @@ class Worker:
         """How many rolling restarts came before it."""
         self.attempt = attempt
         """Which of the supervisor's attempts to have workers it belongs to."""
-        self.control, self._theirs = socket.socketpair()
-        self.control.setblocking(False)
         self.page = Page()
         self.page.numbers[SUSPENSIONS] = suspensions
+        self.control, self._theirs = socket.socketpair()
+        self.control.setblocking(False)
         self._text = bytearray()
 
     def __str__(self) -> str:

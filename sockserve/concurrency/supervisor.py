@@ -320,7 +320,13 @@ class Supervisor:
 
     def _has_begun(self, worker: Worker) -> None:
         self.workers[worker.child.pid] = self._places.starting[worker.place] = worker
-        self._watch(worker)
+        try:
+            self._watch(worker)
+        except OSError:
+            # ENOSPC or ENOMEM of epoll_ctl(2): it cannot be kept, and is reaped as where there is no pidfd.
+            self._unwatch(worker)
+            worker.child.cut()
+            worker.child.close()
 
     def _abandon_in_child(self) -> None:
         for signum in self.handled_signals:

@@ -26,7 +26,8 @@ def handling(
     try:
         yield
     finally:
-        for signum, handler in before.items():
+        # The first last: that is SIGINT, whose handler may raise.
+        for signum, handler in reversed(before.items()):
             # None: what it had was not installed by Python.
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
