@@ -382,8 +382,8 @@ def _wrk(port: Place, clients: int, requests: int) -> loads.Result:
 WORKS: Sequence[Work] = (
     Rate("ping1", "ping", loads.redis_benchmark, clients=1, requests=4_000, turns=2, further=8),
     Rate("ping50", "ping", loads.redis_benchmark, clients=50, requests=25_000, turns=2, further=4),
-    Rate("ping500", "ping", loads.redis_benchmark, clients=500, requests=50_000, turns=1, further=1),
-    Rate("ping2000", "ping", loads.redis_benchmark, clients=2000, requests=40_000, turns=1, further=2),
+    Rate("ping500", "ping", loads.redis_benchmark, clients=500, requests=50_000, turns=1),
+    Rate("ping2000", "ping", loads.redis_benchmark, clients=2000, requests=40_000, turns=1, further=1),
     Rate("ping-stream", "ping-stream", loads.redis_benchmark, clients=50, requests=30_000, turns=2),
     Rate("ping-unix", "ping-unix", loads.redis_benchmark, clients=50, requests=30_000, turns=2),
     Rate("connect", "connect", loads.ab, clients=50, requests=8_000, turns=2, further=4),
