@@ -8,7 +8,7 @@ import threading
 
 from prefork_program import Prefork, is_alive
 from under_test import LIMIT
-from waiting import wait_until
+from waiting import wait_until, wait_until_arrived
 
 from sockserve.concurrency.worker_process import ORPHAN_DRAIN, ORPHAN_END
 from sockserve.testing import call_within
@@ -31,6 +31,7 @@ def test_sigterm_drains() -> None:
     """A request in progress gets end-of-file and may answer; the port is free meanwhile."""
     with Prefork() as server, server.connect() as client:
         client.sendall(b"who")
+        wait_until_arrived(client)
         server.wait_for_workers()
         server.send(signal.SIGTERM)
         assert client.recv(100)
@@ -42,6 +43,7 @@ def test_a_second_sigterm_cuts() -> None:
     with Prefork("drain_timeout = None") as server, server.connect() as client:
         workers = server.wait_for_workers()
         client.sendall(b"hang\n")
+        wait_until_arrived(client)
         server.send(signal.SIGTERM)
         wait_until(lambda: len(server.workers()) == 1)
         server.send(signal.SIGTERM)
@@ -216,6 +218,8 @@ def test_without_a_supervisor_nobody_stays() -> None:
         workers = server.wait_for_workers()
         busy.sendall(b"who")
         hung.sendall(b"hang\n")
+        for each in (busy, hung):
+            wait_until_arrived(each)
         server.send(signal.SIGKILL)
         server.program.process.wait(LIMIT)
         assert busy.recv(100)

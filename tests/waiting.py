@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import linecache
 import pathlib
 import re
 import select
 import socket
 import sys
+import termios
 import threading
 import time
 import types
@@ -16,7 +18,7 @@ from typing import Any
 
 from under_test import LIMIT
 
-__all__ = ["is_asleep", "is_joining", "wait_until", "wait_until_blocked", "wait_until_broken"]
+__all__ = ["is_asleep", "is_joining", "wait_until", "wait_until_arrived", "wait_until_blocked", "wait_until_broken"]
 
 SLEEPS = re.compile(r"\.(acquire|join|poll|select|wait)\(|with (self\.)?_\w+:")
 """A line that waits for a lock, a thread, a descriptor or an event."""
@@ -61,6 +63,12 @@ def wait_until_blocked(pid: int) -> None:
         return before.startswith("S") and _sleep(pid) == before
 
     wait_until(is_blocked)
+
+
+def wait_until_arrived(connection: socket.socket) -> None:
+    """Return when the peer's kernel has all that was sent, which it need not have when send(2) returns."""
+    # As tcp(7) has it: what is sent and not yet acknowledged.
+    wait_until(lambda: fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)) == bytes(4))
 
 
 def wait_until_broken(connection: socket.socket) -> None:
