@@ -17,6 +17,7 @@ from certificates import VERSIONS, client_context, make_certificate, server_cont
 from handlers import Signal
 from log_watch import ExpectLog
 from under_test import LIMIT
+from waiting import wait_until_arrived
 
 import sockserve
 from sockserve.net.closing import cut
@@ -333,6 +334,7 @@ def test_unread_input_does_not_cost_the_answer(
 
     client = make.client(running(make.server(model, Handler, version)))
     client.sendall(bytes(50_000))
+    wait_until_arrived(client)
     sent.set()
     assert read_all(client) == answer
 
