@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import types
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from handlers import Signal, handlers
+from log_watch import ExpectLog
 from stepping import steps
 from under_test import LIMIT
 from waiting import wait_until
@@ -18,7 +20,7 @@ from sockserve.concurrency.pauses import Pauses
 from sockserve.concurrency.supervisor import Supervisor
 from sockserve.concurrency.worker_terms import ACCEPTED, PAUSED
 from sockserve.pytest_plugin import Running
-from sockserve.testing import ask, connect
+from sockserve.testing import ask, call_within, connect
 
 LOOPBACK = ("127.0.0.1", 0)
 SHORT = 0.1
@@ -86,6 +88,18 @@ def test_a_worker_that_has_not_heard_of_a_pause_is_waited_for(running: Running) 
     assert server.wait_idle(LIMIT)
 
 
+def test_a_sleeping_worker_that_hangs_is_not_waited_for_for_ever(running: Running, expect_log: ExpectLog) -> None:
+    """It was told to pause, and is killed when it does not; its successor begins with the pause."""
+    expect_log(logging.ERROR, "hangs: its loop has not turned")
+    expect_log(logging.WARNING, "was killed by SIGKILL")
+    server = running(type("Server", (Two,), {"worker_timeout": 0.4})(LOOPBACK, handlers(sockserve).Echo))
+    workers = workers_of(server)
+    wait_until(lambda: all(worker.page.is_asleep() for worker in workers))
+    os.kill(workers[1].child.pid, signal.SIGSTOP)
+    server.suspend()
+    assert call_within(LIMIT, server.wait_idle)
+
+
 @every_model
 def test_a_request_that_is_being_accepted_is_waited_for(running: Running, server_class: Any) -> None:
     """The worker has it, and nobody else knows."""
@@ -112,16 +126,22 @@ def test_a_request_that_is_being_accepted_is_waited_for(running: Running, server
 
 
 def test_without_workers_everybody_has_paused(running: Running) -> None:
-    """After a drain, and when nobody supervises any more."""
+    """After a drain, and when nobody supervises any more: then nobody reaps those that have ended."""
     server = running(Two(LOOPBACK, handlers(sockserve).Echo))
     workers_of(server)
     server.drain(LIMIT)
     assert server.wait_idle(0)
     server.resume()
     assert ask(server, b"x") == b"x"
-    server.shutdown()
-    server.suspend()
-    assert server.wait_idle(LIMIT)
+    with connect(server) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        server.shutdown()
+        server.suspend()
+        assert not server.wait_idle(SHORT)
+        for worker in list(server._serving_supervisor.workers.values()):
+            os.kill(worker.child.pid, signal.SIGKILL)
+        assert server.wait_idle(LIMIT)
 
 
 def test_a_new_worker_begins_with_the_pause(running: Running) -> None:
@@ -148,7 +168,7 @@ def test_a_pause_that_comes_while_the_last_one_is_undone_is_a_new_one() -> None:
     for step in steps():
         told: list[int] = []
         page = types.SimpleNamespace(numbers={PAUSED: 1})
-        pauses = Pauses({0: types.SimpleNamespace(page=page, suspend=told.append)})  # type: ignore[dict-item]
+        pauses = Pauses({0: types.SimpleNamespace(page=page, suspend=told.append, has_stopped=False)})  # type: ignore[dict-item]
         pauses.number = 1
         flags = {"is_suspended": False, "has_come": False}
 

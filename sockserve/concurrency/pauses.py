@@ -22,23 +22,26 @@ class Pauses:
         """What all workers have been told, as on their pages: odd in a pause."""
         self._workers = workers
 
-    def tell(self, is_suspended: Callable[[], bool]) -> None:
-        """Let all pause or go on. For whoever runs the supervisor, and if nobody does for any thread."""
+    def tell(self, is_suspended: Callable[[], bool]) -> bool:
+        """Let all pause or go on, and say whether that is new. For who runs the supervisor, if anybody does."""
         before, suspended = self.number, is_suspended()
         if suspended is bool(before % 2):
-            return
+            return False
         if not suspended:
             # In this order: who suspends just now either is seen here, or sees that this pause counts no longer.
             self.number = before + 1
             if is_suspended():
                 self.number = before
-                return
+                return False
         for worker in list(self._workers.values()):
             worker.suspend(before + 1)
         self.number = before + 1
+        return True
 
     def has_come(self) -> bool:
         """Whether all were told to pause, and take no request any more."""
         number = self.number
         workers = list(self._workers.values())
-        return bool(number % 2) and all(worker.page.numbers[PAUSED] == number for worker in workers)
+        return bool(number % 2) and all(
+            worker.page.numbers[PAUSED] == number or worker.has_stopped or worker.has_ended() for worker in workers
+        )

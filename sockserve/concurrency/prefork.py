@@ -214,7 +214,7 @@ class PreForkMixIn:
             if self._serving_end_elsewhere() is None:
                 supervisor.pauses.tell(lambda: lifecycle.suspended)
             # In this order: a worker that has paused takes nothing more.
-            if (not lifecycle.suspended or supervisor.pauses.has_come()) and not supervisor.active():
+            if (not lifecycle.suspended or supervisor.pauses.has_come()) and supervisor.is_idle():
                 return True
             remaining = pause if deadline is None else deadline - time.monotonic()
             if remaining <= 0:

@@ -46,10 +46,12 @@ class Pulse:
         self._loop: Loop | None = None
         self._next_look: Timer | None = None
         self._ports: list[int] = []
+        self._is_look_due = False
 
     def look(self, loop: Loop) -> None:
         """Look for those that hang, and decide what the next look waits for."""
         self.rest()
+        self._is_look_due = False
         timeout = self._settings.worker_timeout
         if timeout is None:
             return
@@ -60,7 +62,8 @@ class Pulse:
                 continue
             silence = worker.page.silence()
             if silence is None:
-                self._watch_ports(loop)
+                if not worker.is_leaving:
+                    self._watch_ports(loop)
             elif silence > timeout:
                 self._hangs(loop, worker, silence)
             elif next_look is None or timeout - silence < next_look:
@@ -68,10 +71,15 @@ class Pulse:
         if next_look is not None:
             self._next_look = loop.call_later(next_look + GRACE, functools.partial(self.look, loop))
 
-    def expect_awake(self, loop: Loop, worker: Worker) -> None:
-        """It was told something that makes its loop turn."""
+    def expect_awake(self, worker: Worker) -> None:
+        """It was told something that makes its loop turn: the next wait is about that."""
         if worker.page.is_asleep():
             worker.page.beat()
+            self._is_look_due = True
+
+    def before_wait(self, loop: Loop) -> None:
+        """See to it that the wait ends in time."""
+        if self._is_look_due:
             self.look(loop)
 
     def rest(self) -> None:

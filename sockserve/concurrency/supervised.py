@@ -159,6 +159,13 @@ class Worker:
         self.page.numbers[SUSPENSIONS] = number
         self.tell(SUSPEND)
 
+    def has_ended(self) -> bool:
+        """Whether its process has, whoever reaps it."""
+        try:
+            return os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
+
     def hear(self) -> tuple[bytes, bool]:
         """What it told since the last call, and whether it may tell more."""
         told = bytearray()

@@ -132,6 +132,10 @@ class Supervisor:
         """How many requests the workers have in progress."""
         return sum(worker.page.numbers[ACTIVE] for worker in list(self.workers.values()))
 
+    def is_idle(self) -> bool:
+        """Whether no worker that lives has a request in progress."""
+        return not any(worker.page.numbers[ACTIVE] and not worker.has_ended() for worker in list(self.workers.values()))
+
     def _tell(self, verb: Callable[[], object]) -> None:
         self._told.append(verb)
         for loop in self._loops:
@@ -211,7 +215,9 @@ class Supervisor:
         steps, self._asked_steps = self._asked_steps, None
         if steps is not None:
             self._end_all(steps)
-        self.pauses.tell(self._is_suspended)
+        if self.pauses.tell(self._is_suspended):
+            for worker in self.workers.values():
+                self._pulse.expect_awake(worker)
         if not self._is_ending and self._is_to_stop():
             self._stop_all()
         if self._is_ending and self._stays_empty and not self._is_suspended():
@@ -224,6 +230,7 @@ class Supervisor:
                 self.leave()
         else:
             self._fill()
+        self._pulse.before_wait(self._loops[-1])
         without_pidfd = any(worker.child.pidfd is None for worker in self.workers.values())
         self.max_wait = POLL_WITHOUT_PIDFD if without_pidfd else None
 
@@ -288,7 +295,7 @@ class Supervisor:
         if command == KILL:
             log.warning("%s: %s does not end; it is killed", self._name, worker)
         worker.tell(command)
-        self._pulse.expect_awake(self._loops[-1], worker)
+        self._pulse.expect_awake(worker)
         if delay is not None:
             worker.timer = self._loops[-1].call_later(delay, functools.partial(self._press, worker, later))
 
