@@ -64,7 +64,8 @@ def serve(
     processes: how many worker processes serve, kept by a supervisor as by ``PreForkMixIn``; None: this process serves.
         Then SIGHUP replaces them, and if the handler was given by its name they import the program's modules anew;
         SIGTTIN and SIGTTOU make it one more or less. Observers hear in the workers; the counters are those of all, and
-        no address is left before all are.
+        no address is left before all are. ``suspend()`` has an effect once all servers are suspended, and what the
+        workers have in progress is nothing that ``wait_idle()`` or ``drain()`` of a server would know of.
     max_requests: after about how many requests a worker is replaced; None: never.
     worker_timeout: seconds after which a worker whose loop stands still is replaced; None: never.
     backlog: connections that the kernel may hold while nobody accepts (listen(2)); None: as many as the system allows.
