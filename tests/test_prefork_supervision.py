@@ -8,7 +8,7 @@ import threading
 
 from prefork_program import Prefork, is_alive
 from under_test import LIMIT
-from waiting import wait_until, wait_until_arrived
+from waiting import wait_until, wait_until_arrived, wait_until_blocked
 
 from sockserve.concurrency.worker_process import ORPHAN_DRAIN, ORPHAN_END
 from sockserve.testing import call_within
@@ -237,3 +237,17 @@ def test_a_sleeping_worker_that_hangs_does_not_keep_its_supervisor_from_ending()
         server.send(signal.SIGTERM)
         assert server.status() == 0
         assert "It could not tell its stacks." in server.errors()
+
+
+def test_a_program_that_lets_the_kernel_reap_its_children_can_be_interrupted() -> None:
+    """With SIGCHLD ignored nobody gets an exit status; a Ctrl-C that ends server_close() is still a Ctrl-C."""
+    ignore = "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    with Prefork(ignore, "drain_timeout = None") as server, server.connect() as client:
+        server.wait_for_workers()
+        client.sendall(b"hang\n")
+        server.send(signal.SIGINT)
+        wait_until(lambda: len(server.workers()) == 1)
+        wait_until_blocked(server.pid)
+        server.send(signal.SIGINT)
+        assert server.status() != 0
+        assert server.errors().strip().endswith("KeyboardInterrupt")

@@ -159,11 +159,12 @@ class Worker:
         self.page.numbers[SUSPENSIONS] = number
         self.tell(SUSPEND)
 
-    def has_ended(self) -> bool:
-        """Whether its process has, whoever reaps it."""
+    def has_ended(self, *, waits: bool = False) -> bool:
+        """Whether its process has, whoever reaps it; ``waits``: as soon as it has."""
         try:
-            return os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            return os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT | (0 if waits else os.WNOHANG)) is not None
         except ChildProcessError:
+            # Reaped already, or by the kernel, if SIGCHLD is ignored.
             return True
 
     def hear(self) -> tuple[bytes, bool]:

@@ -177,7 +177,7 @@ class Supervisor:
             for worker in list(self.workers.values()):
                 worker.child.cut()
                 while worker.child.pid in self.workers and not worker.child.reap():
-                    os.waitid(os.P_PID, worker.child.pid, os.WEXITED | os.WNOWAIT)
+                    worker.has_ended(waits=True)
             raise
 
     def _host(self, loop: Loop, *, until_empty: bool = False) -> None:
