@@ -161,8 +161,9 @@ class Worker:
 
     def has_ended(self, *, waits: bool = False) -> bool:
         """Whether its process has, whoever reaps it; ``waits``: as soon as it has."""
+        options = os.WEXITED | os.WNOWAIT | (0 if waits else os.WNOHANG)
         try:
-            return os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT | (0 if waits else os.WNOHANG)) is not None
+            return os.waitid(os.P_PID, self.child.pid, options) is not None
         except ChildProcessError:
             # Reaped already, or by the kernel, if SIGCHLD is ignored.
             return True
