@@ -18,6 +18,7 @@ from waiting import wait_until
 
 import sockserve
 from sockserve.core.accepting import BATCH
+from sockserve.core.active_requests import table_of
 from sockserve.core.loop import Loop, Timer
 from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST
 from sockserve.pytest_plugin import Running
@@ -349,7 +350,8 @@ def test_a_pause_ends_when_a_request_does(expect_log: ExpectLog) -> None:
         thread = threading.Thread(target=loop.run)
         thread.start()
         with connect(server) as first, connect(server) as second:
-            wait_until(lambda: server.failures)
+            # Not merely the failure: the pause has to have begun.
+            wait_until(lambda: server.failures and table_of(server).watchers)
             opened.set()
             assert first.recv(4) == b"open"
             assert second.recv(4) == b"open"
