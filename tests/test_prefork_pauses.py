@@ -13,7 +13,7 @@ from handlers import Signal, handlers
 from log_watch import ExpectLog
 from stepping import steps
 from under_test import LIMIT
-from waiting import wait_until
+from waiting import stop_process, wait_until
 
 import sockserve
 from sockserve.concurrency.pauses import Pauses
@@ -79,7 +79,7 @@ def test_a_worker_that_has_not_heard_of_a_pause_is_waited_for(running: Running) 
     """It could still accept."""
     server = running(Two(LOOPBACK, handlers(sockserve).Echo))
     deaf = workers_of(server)[1].child.pid
-    os.kill(deaf, signal.SIGSTOP)
+    stop_process(deaf)
     try:
         server.suspend()
         assert not server.wait_idle(SHORT)
@@ -95,7 +95,7 @@ def test_a_sleeping_worker_that_hangs_is_not_waited_for_for_ever(running: Runnin
     server = running(type("Server", (Two,), {"worker_timeout": 0.4})(LOOPBACK, handlers(sockserve).Echo))
     workers = workers_of(server)
     wait_until(lambda: all(worker.page.is_asleep() for worker in workers))
-    os.kill(workers[1].child.pid, signal.SIGSTOP)
+    stop_process(workers[1].child.pid)
     server.suspend()
     assert call_within(LIMIT, server.wait_idle)
 

@@ -8,7 +8,7 @@ import threading
 
 from prefork_program import Prefork, is_alive
 from under_test import LIMIT
-from waiting import wait_until, wait_until_arrived, wait_until_blocked
+from waiting import stop_process, wait_until, wait_until_arrived, wait_until_blocked
 
 from sockserve.concurrency.worker_process import ORPHAN_DRAIN, ORPHAN_END
 from sockserve.testing import call_within
@@ -173,7 +173,7 @@ def test_a_stopped_worker_is_replaced() -> None:
     """One that cannot tell where it hangs is killed all the same."""
     with Prefork("worker_timeout = 1.0") as server:
         before = server.wait_for_workers()
-        server.send(signal.SIGSTOP, before[1])
+        stop_process(before[1])
         wait_until(lambda: "was killed by SIGKILL" in server.errors())
         server.wait_for_workers(other_than=before[1:])
         assert "It could not tell its stacks." in server.errors()
@@ -194,7 +194,7 @@ def test_a_sleeping_worker_that_hangs_is_found_once_a_client_waits() -> None:
     with Prefork("worker_timeout = 0.4", "processes = 1") as server:
         (before,) = server.wait_for_workers(1)
         wait_until(lambda: sleeps_on([server.pid, before], 1.0))
-        server.send(signal.SIGSTOP, before)
+        stop_process(before)
         assert call_within(LIMIT, server.tell, b"who\n")
         assert "It could not tell its stacks." in server.errors()
 
@@ -233,7 +233,20 @@ def test_a_sleeping_worker_that_hangs_does_not_keep_its_supervisor_from_ending()
     with Prefork("worker_timeout = 0.4", "drain_timeout = None") as server:
         before = server.wait_for_workers()
         wait_until(lambda: sleeps_on([server.pid, *before], 1.0))
-        server.send(signal.SIGSTOP, before[0])
+        stop_process(before[0])
+        server.send(signal.SIGTERM)
+        assert server.status() == 0
+        assert "It could not tell its stacks." in server.errors()
+
+
+def test_a_worker_that_hangs_from_the_moment_of_a_drain_does_not_keep_its_supervisor_from_ending() -> None:
+    """That the listeners are closed for it does not end the watch over those that are awake."""
+    settings = ("worker_timeout = 0.4", "drain_timeout = None")
+    with Prefork(*settings, mix_in="ThreadingMixIn") as server, server.connect() as client:
+        server.wait_for_workers()
+        client.sendall(b"keep\n")
+        _, worker = map(int, client.recv(100).split())
+        stop_process(worker)
         server.send(signal.SIGTERM)
         assert server.status() == 0
         assert "It could not tell its stacks." in server.errors()

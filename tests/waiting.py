@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import linecache
+import os
 import pathlib
 import re
 import select
+import signal
 import socket
 import sys
 import termios
@@ -18,7 +20,15 @@ from typing import Any
 
 from under_test import LIMIT
 
-__all__ = ["is_asleep", "is_joining", "wait_until", "wait_until_arrived", "wait_until_blocked", "wait_until_broken"]
+__all__ = [
+    "is_asleep",
+    "is_joining",
+    "stop_process",
+    "wait_until",
+    "wait_until_arrived",
+    "wait_until_blocked",
+    "wait_until_broken",
+]
 
 SLEEPS = re.compile(r"\.(acquire|join|poll|select|wait)\(|with (self\.)?_\w+:")
 """A line that waits for a lock, a thread, a descriptor or an event."""
@@ -63,6 +73,20 @@ def wait_until_blocked(pid: int) -> None:
         return before.startswith("S") and _sleep(pid) == before
 
     wait_until(is_blocked)
+
+
+def stop_process(pid: int) -> None:
+    """Send SIGSTOP, and return when no thread of the process runs any more.
+
+    The signal waits for one of them to have its turn on a processor; until then another one that wakes goes on.
+    """
+    os.kill(pid, signal.SIGSTOP)
+
+    def is_stopped() -> bool:
+        stats = [task.read_text() for task in pathlib.Path(f"/proc/{pid}/task").glob("*/stat")]
+        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+    wait_until(is_stopped)
 
 
 def wait_until_arrived(connection: socket.socket) -> None:

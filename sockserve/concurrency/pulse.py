@@ -83,10 +83,14 @@ class Pulse:
             self.look(loop)
 
     def rest(self) -> None:
-        """Look no more. To be called before a listener is closed: the workers' copies keep it alive in an epoll(7)."""
+        """Look no more."""
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None
+        self.leave_ports()
+
+    def leave_ports(self) -> None:
+        """Before a listener is closed: the workers' copies keep it alive in an epoll(7)."""
         ports, self._ports = self._ports, []
         for port in ports:
             if self._loop is not None:

@@ -143,7 +143,7 @@ class Supervisor:
 
     def leave_ports(self) -> None:
         """Listeners are about to be closed in this process. From any thread."""
-        self._pulse.rest()
+        self._pulse.leave_ports()
 
     # running
 
