@@ -177,11 +177,13 @@ class Handler(sockserve.BaseRequestHandler):
     assert "ended with exit status 7, before it was ready" in errors.splitlines()[-1]
 
 
-def test_sigterm_before_the_first_worker_is_ready_ends_it_quietly() -> None:
-    """Nobody is told then that it serves: its sockets are closed."""
+@pytest.mark.parametrize("held_up", [0.0, 0.5])
+def test_sigterm_before_the_first_worker_is_ready_ends_it_quietly(held_up: float) -> None:
+    """Nobody is told then that it serves; also if the worker is ready by the time that its supervisor goes on."""
     script = f"""
-        import os, signal, sockserve
-        os.register_at_fork(after_in_child=lambda: os.kill(os.getppid(), signal.SIGTERM))
+        import os, signal, threading, sockserve
+        hold_up = lambda: threading.Event().wait({held_up})
+        os.register_at_fork(after_in_child=lambda: os.kill(os.getppid(), signal.SIGTERM), after_in_parent=hold_up)
         tell = lambda servers: print([server.socket.getsockname() for server in servers])
         print(sockserve.serve(sockserve.StreamRequestHandler, "{TCP}", processes=1, ready=tell).accepted)
     """

@@ -388,7 +388,8 @@ class Supervisor:
             self._loops[-1].call_later(SETTLED, functools.partial(self._has_settled, worker))
             if before is not None:
                 self._press(before, retire_within(self._settings.drain_timeout))
-            if not self._is_ending and not self._is_stopping:
+            is_to_stop = self._is_ending or self._is_stopping or self._stop in self._told
+            if not is_to_stop:
                 self._service.serves()
 
     def _has_settled(self, worker: Worker) -> None:
