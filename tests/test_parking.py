@@ -230,7 +230,7 @@ def test_the_limit_begins_anew_with_each_message(running: Running, echo: type[Ec
     with crowd(server, 2) as (client, silent):
         wait_until_parked(server, 2)
         for live in table.all():
-            live.place.parked_at -= 999.9
+            live.ticket.parked_at -= 999.9
         exchange(client, b"again")
         lot.wants_look = True
         server._serving_lifecycle.wake()

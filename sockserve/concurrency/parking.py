@@ -41,7 +41,7 @@ ROOM_LOG_INTERVAL = 60.0
 """Seconds between two lines in the log about that."""
 
 
-class Place:
+class Ticket:
     """What the lot knows of one connection, from its first wait on."""
 
     # No attributes of a class as values to begin with: beside them those of an object are slower to find.
@@ -91,46 +91,46 @@ class ParkingLot:
         fd = request.fileno()
         if fd < 0 or self._is_closed or live.detached:
             return False
-        place = live.place
-        if place is None:
-            place = live.place = Place()
-        place.fd = fd
+        ticket = live.ticket
+        if ticket is None:
+            ticket = live.ticket = Ticket()
+        ticket.fd = fd
         # A copy: this thread has not left the present one when the next enters it.
-        place.context = contextvars.copy_context()
+        ticket.context = contextvars.copy_context()
         live.thread = None
         live.state = "parked"
         limit = request.gettimeout()
         if limit:
             self._limit(live, limit)
-        elif place.limit:
-            place.limit = 0.0
+        elif ticket.limit:
+            ticket.limit = 0.0
         return self._arm(live)
 
     def _limit(self, live: LiveRequest, limit: float) -> None:
-        place = live.place
+        ticket = live.ticket
         # Rounded up, or a program that computes its time-outs would make a queue for each.
-        limit = place.limit = math.ceil(limit * LIMITS_PER_SECOND) / LIMITS_PER_SECOND
-        place.parked_at = time.monotonic()
+        limit = ticket.limit = math.ceil(limit * LIMITS_PER_SECOND) / LIMITS_PER_SECOND
+        ticket.parked_at = time.monotonic()
         # Entered first, and next_look read second: look() does it the other way round.
-        self._silent.setdefault(limit, {})[place.fd] = live
-        if place.parked_at + limit < self.next_look and not self.wants_look:
+        self._silent.setdefault(limit, {})[ticket.fd] = live
+        if ticket.parked_at + limit < self.next_look and not self.wants_look:
             self.wants_look = True
             self._wake()
 
     def _arm(self, live: LiveRequest) -> bool:
-        place = live.place
-        fd = place.fd
+        ticket = live.ticket
+        fd = ticket.fd
         # Whoever claims it between the two steps waits for the second: or the descriptor would be armed that it closed.
-        with place.arming:
+        with ticket.arming:
             self.parked[fd] = live
             # In this order: close() does it the other way round.
             if self._is_closed:
                 return self.parked.pop(fd, None) is not live
             try:
-                if place.is_registered:
+                if ticket.is_registered:
                     self.poller.rearm(fd, self.poller.once)
                 else:
-                    place.is_registered = True
+                    ticket.is_registered = True
                     self.poller.arm(fd)
             except OSError:
                 if self.parked.pop(fd, None) is live:
@@ -142,30 +142,30 @@ class ParkingLot:
 
         ``has_input`` says that its client spoke; else that may be, or it is the end.
         """
-        place = live.place
-        if place.limit:
-            self._silent[place.limit].pop(place.fd, None)
+        ticket = live.ticket
+        if ticket.limit:
+            self._silent[ticket.limit].pop(ticket.fd, None)
         if has_input and type(live.request) is not socket.socket:
             # What came may be a part of a record, or none of the client's words.
             has_input = not is_tls(live.request)
-        place.context.run(resume, self.server, live, has_input)
+        ticket.context.run(resume, self.server, live, has_input)
         # Whoever has been given it may live longer than this server: it must not stay in the poller.
-        if live.detached and place.is_registered and live.request.fileno() == place.fd:
-            self.poller.unwatch(place.fd)
+        if live.detached and ticket.is_registered and live.request.fileno() == ticket.fd:
+            self.poller.unwatch(ticket.fd)
 
     def claim(self, live: LiveRequest) -> bool:
         """Take a connection out without an event; false: somebody else has."""
-        place = live.place
-        fd = place.fd
+        ticket = live.ticket
+        fd = ticket.fd
         if self.parked.get(fd) is not live:
             return False
         with self._claiming:
             self.claims += 1
             taken = self.parked.pop(fd, None)
             if taken is live:
-                with place.arming:
+                with ticket.arming:
                     self.poller.unwatch(fd)
-                place.is_registered = False
+                ticket.is_registered = False
             self.claims += 1
         if taken is not None and taken is not live:
             # In this very moment it ended, and another one has its descriptor.
@@ -189,7 +189,7 @@ class ParkingLot:
         earliest = math.inf
         for limit, queue in self._silent.copy().items():
             while (live := _first(queue)) is not None:
-                due = live.place.parked_at + limit
+                due = live.ticket.parked_at + limit
                 if due > now:
                     earliest = min(earliest, due)
                     break
@@ -197,7 +197,7 @@ class ParkingLot:
                     # Its client spoke in this moment.
                     earliest = min(earliest, now + 1 / LIMITS_PER_SECOND)
                     break
-                queue.pop(live.place.fd, None)
+                queue.pop(live.ticket.fd, None)
                 log.debug("%s said nothing for %g s", live.client_address, limit)
                 # What is to be done about that is a handler's work, and a worker does it.
                 end_input(live.request)

@@ -84,7 +84,7 @@ class LiveRequest:
     go_on: Callable[[bool], object] | None
     """While its handler waits for its client, in a pool: makes the handler go on, with the question whether there is
     input already answered, or not."""
-    place: Any
+    ticket: Any
     """What ``lot`` knows of it, from the first wait on."""
 
     is_shared = False
@@ -102,7 +102,7 @@ class LiveRequest:
         self.state = "accept"
         self.handler = None
         self.detached = False
-        self.go_on = self.place = None
+        self.go_on = self.ticket = None
         # Whoever enters it serves it, or gives it away: nobody waits in that thread for its end.
         self.thread = threading.get_ident()
 

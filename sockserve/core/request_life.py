@@ -184,6 +184,7 @@ def resume(server: Any, live: LiveRequest, has_input: bool) -> None:
 
     ``has_input``: its client has spoken, and not: it may have spoken or left, that is to be seen.
     """
+    # Not by contain(), which would be one more call for each message.
     try:
         live.thread = threading.get_ident()
         live.state = "handle"
