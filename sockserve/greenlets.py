@@ -9,7 +9,6 @@ the calling thread instead; only ``spawn()`` is for handlers alone.
 from __future__ import annotations
 
 import functools
-import logging
 import socket
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -19,6 +18,7 @@ from sockserve.concurrency.greenlets import GreenletMixIn, cooperative
 from sockserve.concurrency.hub import current_worker, sleep
 from sockserve.core.one_shot import OneShot
 from sockserve.core.server import TCPServer, UDPServer
+from sockserve.log import log
 
 __all__ = [
     "GreenletMixIn",
@@ -32,7 +32,6 @@ __all__ = [
     "spawn",
 ]
 
-log = logging.getLogger("sockserve")
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import logging
 import math
 import threading
 import time
@@ -25,12 +24,12 @@ from sockserve.concurrency.workers import Pool
 from sockserve.core.accepting import Acceptor
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.loop import Loop, Timer
+from sockserve.log import log
 from sockserve.net.accept import counter_of
 from sockserve.net.accept_errors import Verdict, is_out_of_descriptors
 
 __all__ = ["Coordinator"]
 
-log = logging.getLogger("sockserve")
 
 BATCH = 16
 """Requests that a worker takes one after the other before it looks whether a parked connection speaks."""

@@ -7,7 +7,6 @@ Rule 2. A mix-in uses nothing of a server but ``socketserver``'s hooks, so it wo
 from __future__ import annotations
 
 import functools
-import logging
 import socket
 import threading
 from collections.abc import Callable
@@ -19,10 +18,9 @@ from sockserve.core.events import Events
 from sockserve.core.lifecycle import CUT_GRACE
 from sockserve.core.loop import Loop
 from sockserve.core.request_life import begin, call, contain, cut_others, serve, takes_record
+from sockserve.log import log
 
 __all__ = ["Dispatcher", "DispatchingMixIn", "WaitingForWorkersMixIn"]
-
-log = logging.getLogger("sockserve")
 
 
 class Dispatcher(Protocol):

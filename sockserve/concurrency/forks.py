@@ -10,7 +10,6 @@ Rule 3. A child leaves through ``os._exit``: nothing of the parent's runs twice 
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import select
 import signal
@@ -36,11 +35,11 @@ from sockserve.core.events import Events
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import forget
+from sockserve.log import log
 from sockserve.net.closing import end_input
 
 __all__ = ["ForkDispatcher", "ForkingMixIn"]
 
-log = logging.getLogger("sockserve")
 
 HELD_BACK = {signal.SIGTERM, signal.SIGINT}
 """Signals whose Python handlers must not run between fork(2) and what each side has to do at once after it."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import contextvars
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +29,6 @@ except ImportError as error:
 
 __all__ = ["Awaited", "Hub", "Worker", "current_worker", "getcurrent", "sleep"]
 
-log = logging.getLogger("sockserve")
 
 Result = TypeVar("Result")
 

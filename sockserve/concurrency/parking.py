@@ -10,7 +10,6 @@ believed: its connection is armed again, and speaks again if it did.
 from __future__ import annotations
 
 import contextvars
-import logging
 import math
 import socket
 import threading
@@ -21,12 +20,12 @@ from typing import Any
 from sockserve.concurrency.shared_poller import SharedPoller
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.request_life import resume
+from sockserve.log import log
 from sockserve.net.closing import end_input
 from sockserve.net.tls import is_tls
 
 __all__ = ["ParkingLot"]
 
-log = logging.getLogger("sockserve")
 
 LIMITS_PER_SECOND = 16
 """A limit of silence is rounded up to a multiple of this part of a second."""

@@ -8,17 +8,16 @@ Rule 3. From the moment when somebody was told what wakes him, Rule 1 is about h
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Mapping
 
 from sockserve.concurrency.service import Service, Settings
 from sockserve.concurrency.supervised import KILL, Worker
 from sockserve.concurrency.worker_terms import LOOK
 from sockserve.core.loop import INPUT, Loop, Timer
+from sockserve.log import Lines, log
 
 __all__ = ["Pulse"]
 
-log = logging.getLogger("sockserve")
 
 GRACE = 0.05
 """Seconds that a look for hung workers comes after the first of them could hang, so that it finds it."""
@@ -119,5 +118,5 @@ class Pulse:
             self._hear(worker)
             stacks = worker.take_text() or "It could not tell its stacks."
             text = "%s: %s hangs: its loop has not turned for %.1f seconds; it is killed\n%s"
-            log.error(text, self._name, worker, silence, stacks)
+            log.error(text, self._name, worker, silence, Lines(stacks))
             worker.tell(KILL)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import logging
 import os
 import signal
 import threading
@@ -40,10 +39,10 @@ from sockserve.core.events import Counters
 from sockserve.core.loop import Loop, Timer
 from sockserve.core.one_shot import OneShot
 from sockserve.errors import CrashLoopError
+from sockserve.log import log
 
 __all__ = ["Supervisor"]
 
-log = logging.getLogger("sockserve")
 
 SETTLED = 1.0
 """Seconds that a worker has to serve before what ends it no longer counts as a failed start."""

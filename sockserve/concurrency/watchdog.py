@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import traceback
@@ -12,10 +11,9 @@ from typing import Any
 from sockserve.core import loop as loop_module
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
+from sockserve.log import log
 
 __all__ = ["Watchdog"]
-
-log = logging.getLogger("sockserve")
 
 
 class Watchdog:

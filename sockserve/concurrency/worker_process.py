@@ -7,7 +7,6 @@ Rule 2. It is told through a socket and not by signals: a terminal and a service
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -30,10 +29,10 @@ from sockserve.concurrency.worker_terms import (
 from sockserve.core.active_requests import table_of
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.one_shot import OneShot
+from sockserve.log import log
 
 __all__ = ["be_worker", "obey", "wait_for_requests"]
 
-log = logging.getLogger("sockserve")
 
 ORPHAN_DRAIN = 3.0
 """Seconds that requests in progress get when the supervisor is gone."""

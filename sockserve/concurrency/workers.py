@@ -9,7 +9,6 @@ Rule 3. After ``stop()`` nothing is taken any more; what is being served is serv
 from __future__ import annotations
 
 import contextvars
-import logging
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,10 +16,9 @@ from typing import NamedTuple
 from sockserve.concurrency.parking import ParkingLot
 from sockserve.concurrency.shared_poller import INPUT, SharedPoller
 from sockserve.concurrency.threads import WorkerThreads
+from sockserve.log import log
 
 __all__ = ["Pool", "PoolSettings", "Worker"]
-
-log = logging.getLogger("sockserve")
 
 
 class PoolSettings(NamedTuple):

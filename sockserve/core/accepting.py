@@ -7,7 +7,6 @@ Rule 3. A descriptor is polled only while it is still the socket that the server
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 from collections.abc import Callable
@@ -20,13 +19,13 @@ from sockserve.core.loop import Loop, Timer
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import serves_at_once
 from sockserve.errors import AlreadyServingError, ListenerLostError, ServerClosedError
+from sockserve.log import log
 from sockserve.net.accept import accept_of, counter_of
 from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST, Verdict
 from sockserve.net.listen import listens
 
 __all__ = ["BATCH", "Acceptor", "drains", "needs_no_poll"]
 
-log = logging.getLogger("sockserve")
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])
 

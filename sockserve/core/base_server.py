@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 import threading
 from collections.abc import Callable
@@ -20,12 +19,12 @@ from sockserve.core.loop import Loop, wait_readable
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import begin, cut_others, drain_one, serve, take, take_again, takes_record
 from sockserve.errors import HandshakeError, ListenerLostError, ServerClosedError
+from sockserve.log import log
 from sockserve.net.accept_errors import Verdict, judge
 from sockserve.net.departure import has_left
 
 __all__ = ["AddressT", "BaseServer", "HandlerFactory", "RequestT"]
 
-log = logging.getLogger("sockserve")
 
 # Formatting a traceback imports it, which takes a descriptor just when the report may be that there is none left.
 importlib.import_module("tokenize")

@@ -15,17 +15,15 @@ tick       the loop has ended a turn
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from sockserve.core.active_requests import LiveRequest
 from sockserve.errors import DatagramTruncatedError
+from sockserve.log import log
 
 __all__ = ["Counters", "Events", "LogObserver", "Observer", "events_of"]
-
-log = logging.getLogger("sockserve")
 
 
 class Observer:

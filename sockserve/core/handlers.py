@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import socket
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, cast
@@ -13,11 +12,11 @@ from typing_extensions import TypeVar
 from sockserve.core.active_requests import ActiveRequests
 from sockserve.core.base_server import AddressT, BaseServer, RequestT
 from sockserve.core.streams import StreamReader, UnbufferedReader, open_reader, open_writer
+from sockserve.log import log
 from sockserve.net.tls import is_tls, recv_beneath
 
 __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler"]
 
-log = logging.getLogger("sockserve")
 
 ServerT = TypeVar("ServerT", bound=BaseServer[Any, Any], default=BaseServer[Any, Any])
 

@@ -9,7 +9,6 @@ Rule 3. Nothing here needs more of a server than ``socketserver``'s hooks: a sta
 from __future__ import annotations
 
 import functools
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from sockserve.core.active_requests import LiveRequest, table_of
 from sockserve.core.events import Events
 from sockserve.errors import HandshakeError
+from sockserve.log import log
 from sockserve.net.closing import cut, end_input
 from sockserve.net.departure import has_left
 
@@ -38,7 +38,6 @@ __all__ = [
     "tell_cut",
 ]
 
-log = logging.getLogger("sockserve")
 
 _UNHEARD = Events(())
 

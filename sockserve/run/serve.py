@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import signal
 import threading
@@ -14,6 +13,7 @@ from sockserve.core.base_server import HandlerFactory
 from sockserve.core.events import Counters, Observer
 from sockserve.core.lifecycle import CutShort
 from sockserve.core.loop import Loop
+from sockserve.log import log
 from sockserve.net.address import format_address
 from sockserve.run.loading import load_handler
 from sockserve.run.opening import AnyServer, open_servers
@@ -24,8 +24,6 @@ if hasattr(os, "fork"):
     from sockserve.run.preforked import Processes, serve_in_processes
 
 __all__ = ["serve"]
-
-log = logging.getLogger("sockserve")
 
 
 def serve(

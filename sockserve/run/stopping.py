@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import signal
 import sys
@@ -26,12 +25,11 @@ from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import cut_others, drain_one
 from sockserve.core.server import TCPServer, UDPServer
+from sockserve.log import log
 from sockserve.net.closing import cut
 from sockserve.run.opening import AnyServer
 
 __all__ = ["Draining", "Stop", "time_limit"]
-
-log = logging.getLogger("sockserve")
 
 
 class Stop(Observer):

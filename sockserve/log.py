@@ -1,0 +1,145 @@
+"""The package's logger: it stays heard when the program configures logging, and no line of it is written by a peer.
+
+Rule 1. A configuration that disables "all other loggers" does not disable this one: ``socketserver`` printed its
+reports, and a program that never heard of our logger must not lose them.
+Rule 2. Text in a record may be a peer's: the name of a Unix socket, a line in an exception. It adds no line to the log
+and sends nothing to a terminal but characters that can be printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["Lines", "Seldom", "log", "printable"]
+
+NAME = "sockserve"
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Give ``text`` with every character that is not printable as a backslash escape, but for those in ``keep``.
+
+    Control characters, line separators, bidirectional marks and lone surrogates are not (``str.isprintable()``).
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in keep else each.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for each in text
+    )
+
+
+class Lines(str):
+    """Text of several lines that this package made itself; a record shows it as it is."""
+
+    __slots__ = ()
+
+
+class Seldom:
+    """Decides when an event that a peer can cause at will is worth a line: at once, then once a minute with a count."""
+
+    INTERVAL = 60.0
+    """Seconds between two lines: a flood costs 1440 lines a day, and its end is noticed within a minute."""
+
+    def __init__(self) -> None:
+        self._last = -float("inf")
+        self._unsaid = 0
+
+    def count(self) -> int:
+        """Count one event. 0: say nothing; else the number of events since the last line, this one included.
+
+        From any thread: two that call it in the same moment may miscount by one.
+        """
+        self._unsaid += 1
+        now = time.monotonic()
+        if now - self._last < self.INTERVAL:
+            return 0
+        self._last = now
+        unsaid, self._unsaid = self._unsaid, 0
+        return unsaid
+
+
+class _Guarded(logging.Logger):
+    """What the package's logger does beside what every logger does."""
+
+    @property
+    def disabled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - logging sets a plain attribute
+        """Whether the program has disabled it, and not a configuration in passing."""
+        return self.__dict__.get("disabled", False) and not _bystander.disabled
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        self.__dict__["disabled"] = value
+
+    def makeRecord(self, *args: Any, **kwargs: Any) -> logging.LogRecord:  # noqa: N802 - logging's name
+        """Make a record whose text has no line and no escape of a peer's."""
+        record = super().makeRecord(*args, **kwargs)
+        if isinstance(record.args, tuple):
+            record.args = tuple(map(_shown, record.args))
+        if record.exc_info and record.exc_info[1] is not None:
+            record.exc_text = _traceback_text(record.exc_info[1])
+        return record
+
+
+def _shown(value: object) -> object:
+    """The value itself, or its text where that is not printable as it is."""
+    if isinstance(value, (int, float, Lines)):
+        return value
+    try:
+        text = str(value)
+    except Exception:
+        # The handler reports what str() raises, as for any record.
+        return value
+    shown = printable(text)
+    return value if shown is text else shown
+
+
+def _traceback_text(error: BaseException) -> str | None:
+    """The traceback, if some text in it is not printable or has several lines; None: show it as usual."""
+    texts = {text for each in _related(error) for text in _texts_of(each)}
+    if all(text.isprintable() for text in texts):
+        return None
+    whole = "".join(traceback.format_exception(error))
+    for text in sorted(texts, key=len, reverse=True):
+        # Indented, a further line cannot be taken for a record of its own.
+        whole = whole.replace(text, "\n    ".join(text.split("\n")))
+    return printable(whole, keep="\n\t").removesuffix("\n")
+
+
+def _related(error: BaseException) -> Iterator[BaseException]:
+    """The exception and all that its traceback shows."""
+    seen: dict[int, BaseException] = {}
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen[id(each)] = each
+            waiting += (each.__cause__, each.__context__, *getattr(each, "exceptions", ()))
+    return iter(seen.values())
+
+
+def _texts_of(error: BaseException) -> Iterator[str]:
+    for each in (error, *getattr(error, "__notes__", ())):
+        # Where str() raises, traceback says so in its own words.
+        with contextlib.suppress(Exception):
+            yield str(each)
+
+
+_bystander = logging.getLogger(f"{NAME}.bystander")
+"""A logger that no program knows: if it is disabled, a configuration has disabled every logger that existed."""
+
+
+def _guarded() -> logging.Logger:
+    logger = logging.getLogger(NAME)
+    if not hasattr(type(logger), "_guards"):
+        # Not by setLoggerClass(), which is the program's: its class stays the base, also of a logger made before.
+        logger.__class__ = type("SockserveLogger", (_Guarded, type(logger)), {"_guards": True})
+    return logger
+
+
+log = _guarded()
+"""Its reports reach standard error as long as logging is not configured (``logging.lastResort``)."""
