@@ -67,12 +67,12 @@ class _Guarded(logging.Logger):
     """What the package's logger does beside what every logger does."""
 
     @property
-    def disabled(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] - logging sets a plain attribute
+    def disabled(self) -> bool:
         """Whether the program has disabled it, and not a configuration in passing."""
         return self.__dict__.get("disabled", False) and not _bystander.disabled
 
     @disabled.setter
-    def disabled(self, value: bool) -> None:
+    def disabled(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride] - one is set there
         self.__dict__["disabled"] = value
 
     def makeRecord(self, *args: Any, **kwargs: Any) -> logging.LogRecord:  # noqa: N802 - logging's name
