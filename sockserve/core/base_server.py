@@ -415,7 +415,7 @@ class BaseServer(Generic[RequestT, AddressT]):
         error = sys.exception()
         if isinstance(error, HandshakeError):
             log.info("refused %s: %s", client_address, error)
-        elif error is not None and has_left(request, error):
+        elif error is not None and has_left(request, error, client_address):
             log.debug("%s left: %s", client_address, error)
         else:
             log.error("Exception occurred during processing of request from %s", client_address, exc_info=error)

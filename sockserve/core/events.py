@@ -21,7 +21,7 @@ from typing import Any
 
 from sockserve.core.active_requests import LiveRequest
 from sockserve.errors import DatagramTruncatedError
-from sockserve.log import log
+from sockserve.log import Seldom, log
 
 __all__ = ["Counters", "Events", "LogObserver", "Observer", "events_of"]
 
@@ -108,9 +108,16 @@ class LogObserver(Observer):
         log.debug("%s: %s", server, f"accepting pauses: {reason}" if reason else "accepting goes on")
 
     def on_error(self, server: Any, request: LiveRequest | None, error: BaseException) -> None:
-        """One line for an accept that failed; an error of a request is reported by ``handle_error()``."""
+        """One line for an accept that failed; an error of a request is reported by ``handle_error()``.
+
+        For datagrams that are too long one line a minute, with their number.
+        """
         if isinstance(error, DatagramTruncatedError):
-            log.warning("%s: %s", server, error)
+            # Any address can send them, at the speed of the network and with a forged sender.
+            seldom: Seldom = server.__dict__.setdefault("_serving_long_datagrams", Seldom())
+            if count := seldom.count():
+                more = f", and {count - 1} more since the last such line" if count > 1 else ""
+                log.warning("%s: %s%s", server, error, more)
         elif request is None:
             log.debug("%s: accept failed: %s", server, error)
 

@@ -13,10 +13,13 @@ from sockserve.core.active_requests import ActiveRequests
 from sockserve.core.base_server import AddressT, BaseServer, RequestT
 from sockserve.core.streams import StreamReader, UnbufferedReader, open_reader, open_writer
 from sockserve.log import log
+from sockserve.net.departure import cannot_be_answered
 from sockserve.net.tls import is_tls, recv_beneath
 
 __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler"]
 
+
+_DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 
 ServerT = TypeVar("ServerT", bound=BaseServer[Any, Any], default=BaseServer[Any, Any])
 
@@ -225,6 +228,8 @@ class DatagramRequestHandler(BaseRequestHandler[ServerT, "tuple[bytes, socket.so
     """Handles a datagram: read ``self.rfile``, write ``self.wfile``; what was written is sent as one datagram.
 
     Nothing is sent if nothing was written, if ``handle()`` raised, or if the sender has no address to answer to.
+    Sending never waits: an answer that its client has no room for, or that cannot reach it, is dropped with a line at
+    DEBUG.
     """
 
     rfile: io.BytesIO
@@ -241,10 +246,11 @@ class DatagramRequestHandler(BaseRequestHandler[ServerT, "tuple[bytes, socket.so
         answer = self.wfile.getvalue()
         if answer and self.client_address and not self._handle_raised:
             try:
-                self.socket.sendto(answer, cast("Any", self.client_address))
-            except (ConnectionError, FileNotFoundError) as error:
-                # A Unix client that closed its socket, or removed its path.
-                log.debug("%s left before its answer: %s", self.client_address, error)
+                self.socket.sendto(answer, _DONT_WAIT, cast("Any", self.client_address))
+            except OSError as error:
+                if not cannot_be_answered(error, self.client_address):
+                    raise
+                log.debug("%s gets no answer: %s", self.client_address, error)
 
 
 def _holds_input(connection: socket.socket) -> bool:

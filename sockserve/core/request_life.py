@@ -237,7 +237,7 @@ def _report(server: Any, live: LiveRequest, error: Exception) -> None:
     if isinstance(error, HandshakeError):
         live.outcome = "refused"
     else:
-        live.outcome = "left" if has_left(live.request, error) else "failed"
+        live.outcome = "left" if has_left(live.request, error, live.client_address) else "failed"
     try:
         if live.events.error:
             Events.emit(live.events.error, server, live, error)

@@ -14,7 +14,7 @@ from sockserve.core.base_server import AddressT, BaseServer, HandlerFactory
 from sockserve.core.loop import wait_readable
 from sockserve.errors import DatagramTruncatedError
 from sockserve.net.closing import end_input, half_close
-from sockserve.net.listen import BoundPath, apply_reuse, bind_unix, family_of, unix_name
+from sockserve.net.listen import BoundPath, apply_reuse, bind_unix, family_of, open_socket, unix_name
 from sockserve.net.tls import defer_handshake, handshake, is_tls
 
 __all__ = ["TCPServer", "UDPServer"]
@@ -72,7 +72,7 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         BaseServer.__init__(self, server_address, RequestHandlerClass)
         if self.address_family == socket.AF_INET and isinstance(server_address, tuple) and server_address:
             self.address_family = family_of(server_address[0], self.address_family)  # pyright: ignore[reportUnknownArgumentType]
-        self.socket: socket.socket = socket.socket(self.address_family, self.socket_type)
+        self.socket: socket.socket = open_socket(self.address_family, self.socket_type)
         if bind_and_activate:
             try:
                 self.server_bind()

@@ -17,9 +17,9 @@ import sys
 import threading
 import time
 from collections.abc import Generator
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
-from sockserve.errors import AddressError
+from sockserve.errors import AddressError, PeerTimeoutError
 from sockserve.net.address import is_ipv6
 from sockserve.net.tls import wrapped_like
 
@@ -28,12 +28,14 @@ if sys.platform != "win32":
 
 __all__ = [
     "BoundPath",
+    "UnixDatagramSocket",
     "UnixName",
     "adopt",
     "apply_reuse",
     "bind_unix",
     "family_of",
     "listens",
+    "open_socket",
     "shares_port",
     "twin_of",
     "unix_name",
@@ -117,6 +119,33 @@ def family_of(host: object, default: int) -> int:
     return socket.AF_INET6 if isinstance(host, str) and is_ipv6(host) else default
 
 
+class UnixDatagramSocket(socket.socket):
+    """A server's Unix datagram socket: it never waits for a client that does not read.
+
+    sendto(2) to a Unix datagram socket blocks while the receiver's queue is full, ten datagrams by default
+    (net.unix.max_dgram_qlen): a handler that answers on ``request[1]`` would hold its thread, or the loop.
+    """
+
+    def sendto(self, data: Any, *args: Any) -> int:
+        """As ``socket.sendto()``; raises PeerTimeoutError, a TimeoutError, instead of waiting for the receiver."""
+        *flags, address = args
+        try:
+            return super().sendto(data, (flags[0] if flags else 0) | socket.MSG_DONTWAIT, address)
+        except BlockingIOError as error:
+            if self.gettimeout() == 0.0:
+                raise
+            raise PeerTimeoutError(f"{unix_name(address)!r} does not read its answers") from error
+
+
+def open_socket(family: int, kind: int) -> socket.socket:
+    """Open the socket of a server; for Unix datagrams one that never waits for a client. Raises OSError."""
+    # A class that gevent or eventlet put there has its own way to wait.
+    is_plain = socket.socket.__module__ == "socket"
+    if is_plain and family == getattr(socket, "AF_UNIX", None) and kind == socket.SOCK_DGRAM:
+        return UnixDatagramSocket(family, kind)
+    return socket.socket(family, kind)
+
+
 def adopt(fd: int) -> socket.socket:
     """Make a blocking socket object of an inherited descriptor, which it owns from then on: closing it closes ``fd``.
 
@@ -127,6 +156,12 @@ def adopt(fd: int) -> socket.socket:
         sock = socket.socket(fileno=fd)
     except (OSError, OverflowError, ValueError) as error:
         raise AddressError(f"descriptor {fd} is not an open socket: {error}") from error
+    if (
+        type(sock) is socket.socket
+        and sock.family == getattr(socket, "AF_UNIX", None)
+        and sock.type == socket.SOCK_DGRAM
+    ):
+        sock = UnixDatagramSocket(fileno=sock.detach())
     sock.setblocking(True)
     sock.set_inheritable(False)
     return sock
