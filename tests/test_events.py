@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import logging
+import signal
 import socket
 import threading
 from typing import Any
@@ -341,7 +342,7 @@ def test_a_supervisor_that_sees_nothing_active_finds_all_counted() -> None:
     """A worker that is looked at, or killed, at any step of a request has lost it nowhere, and counted it once."""
     request: Any = type("Request", (), {"outcome": "handled"})()
     ours, theirs = socket.socketpair()
-    orders = Orders(0, is_anew=False, worker_timeout=None, max_requests=None)
+    orders = Orders(0, is_anew=False, worker_timeout=None, max_requests=None, dump_signal=signal.SIGQUIT)
     with ours, theirs:
         for step in steps():
             page = Page()

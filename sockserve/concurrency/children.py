@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import signal
@@ -10,21 +9,27 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
+
+from sockserve.core.taken_signals import raw_signal
 
 __all__ = [
     "DRAIN_AGAIN",
+    "HELD_BACK",
     "POLL_WITHOUT_PIDFD",
     "Child",
     "flush_log_handlers",
     "flush_standard_streams",
+    "ignore",
     "leave_process",
-    "raw_signal",
 ]
 
-# ``signal`` without its enums, whose making writes to dozens of pages that parent and child share after the fork: the
-# kernel copies each of them.
-raw_signal: Any = importlib.import_module("_signal")
+HELD_BACK = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGQUIT", "SIGXCPU")
+    if hasattr(signal, name)
+)
+"""Signals whose handlers must not run between fork(2) and what each side has to do at once after it."""
 
 POLL_WITHOUT_PIDFD = 0.02
 """Seconds between two looks at the children where the kernel cannot signal their end by a descriptor."""
@@ -170,3 +175,7 @@ def flush_standard_streams() -> None:
         except (AttributeError, OSError, ValueError):
             # None without a console, a broken pipe, or closed.
             pass
+
+
+def ignore(_signum: int) -> None:
+    """A handler that does nothing. Not SIG_IGN, which programs that a handler starts would inherit."""

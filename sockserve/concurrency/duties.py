@@ -52,6 +52,7 @@ class Duties(Observer):
         self._retires = False
         self._leaves = False
         self._may_end = OneShot()
+        link.when_let_go = self._let_go
 
     def on_accept(self, server: Any, request: LiveRequest) -> None:
         """Count it; one that came in the moment of a drain is drained too."""
@@ -83,6 +84,9 @@ class Duties(Observer):
         with self._lock:
             self._numbers[outcome] += 1
             self._numbers[ACTIVE] -= 1
+
+    def _let_go(self) -> None:
+        self._numbers = self._link.page.numbers
 
     # Told by the supervisor, in the control thread, or by SIGTERM in the main thread.
 

@@ -16,17 +16,18 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, cast
 
 from sockserve.concurrency.children import (
     DRAIN_AGAIN,
+    HELD_BACK,
     POLL_WITHOUT_PIDFD,
     Child,
     flush_log_handlers,
     flush_standard_streams,
+    ignore,
     leave_process,
-    raw_signal,
 )
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.core.accepting import needs_no_poll
@@ -36,13 +37,11 @@ from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import forget
 from sockserve.log import log
+from sockserve.core.taken_signals import is_taken, raw_signal, take, take_wakeup
 from sockserve.net.closing import end_input
 
 __all__ = ["ForkDispatcher", "ForkingMixIn"]
 
-
-HELD_BACK = {signal.SIGTERM, signal.SIGINT}
-"""Signals whose Python handlers must not run between fork(2) and what each side has to do at once after it."""
 
 UNHEARD = Events(())
 
@@ -62,7 +61,13 @@ class ForkDispatcher:
         self.loop: Loop | None = None
 
     def dispatch(self, serve: Callable[[], str], release: Callable[[], None]) -> Child:
-        return self.fork(serve, release, lambda _child: None, lambda _status: None)
+        blocked = raw_signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+        def work() -> str:
+            raw_signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            return serve()
+
+        return self.fork(work, release, lambda _child: None, lambda _status: None)
 
     def fork(
         self,
@@ -224,7 +229,10 @@ class ForkingMixIn(DispatchingMixIn):
 
     def _serving_dispatch(self, live: LiveRequest) -> None:
         release = functools.partial(self.close_request, live.request)  # type: ignore[attr-defined]
-        work = functools.partial(self._serving_work_in_child, live)
+        # A terminal sends these to the whole group, and the parent tells its children what they mean.
+        for_parent = [signum for signum in (signal.SIGINT, signal.SIGHUP) if is_taken(signum)]
+        blocked = raw_signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        work = functools.partial(self._serving_work_in_child, live, for_parent, blocked)
         began = functools.partial(self._serving_child_began, live)
         self._serving_dispatcher.fork(work, release, began, functools.partial(self._serving_child_ended, live))
 
@@ -239,7 +247,7 @@ class ForkingMixIn(DispatchingMixIn):
             # Since the fork: whoever drains may have seen no child yet.
             child.drain()
 
-    def _serving_work_in_child(self, live: LiveRequest) -> str:
+    def _serving_work_in_child(self, live: LiveRequest, for_parent: Sequence[int], blocked: set[int]) -> str:
         if getattr(self, "socket_type", None) != socket.SOCK_DGRAM:
             # First of all: a copy of the listener would keep the port open after the parent has closed it.
             listener = getattr(self, "socket", None)
@@ -252,13 +260,16 @@ class ForkingMixIn(DispatchingMixIn):
         live.table.keep_only(live)
         # The parent's observers hear it in the parent; here a lock of theirs may be held by a thread that is not here.
         live.events = UNHEARD
-        # The parent's handlers are about the parent's life.
-        signal.set_wakeup_fd(-1)
-        raw_signal.signal(signal.SIGTERM, functools.partial(self._serving_drain_in_child, live))
-        raw_signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
+        # One of the program's would hear in the parent what this child is told.
+        take_wakeup(-1)
+        for signum in for_parent:
+            take(signum, ignore)
+        drain = functools.partial(self._serving_drain_in_child, live)
+        take(signal.SIGTERM, drain, was_blocked=signal.SIGTERM in blocked)
+        raw_signal.pthread_sigmask(signal.SIG_SETMASK, blocked - {signal.SIGTERM})
         return self._serving_work(live)
 
-    def _serving_drain_in_child(self, live: LiveRequest, signum: int, frame: object) -> None:
+    def _serving_drain_in_child(self, live: LiveRequest, signum: int) -> None:
         lifecycle = getattr(self, "_serving_lifecycle", None)
         if lifecycle is not None:
             lifecycle.draining = True

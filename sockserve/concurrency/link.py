@@ -8,13 +8,13 @@ progress.
 
 from __future__ import annotations
 
-import faulthandler
 import signal
 import socket
 from collections.abc import Callable
 
 from sockserve.concurrency.worker_terms import ACTIVE, ASLEEP, AWAKE, READY, STOPPED, Orders, Page
 from sockserve.core.loop import Loop
+from sockserve.core.taken_signals import take_for_stacks
 
 __all__ = ["Link"]
 
@@ -54,6 +54,8 @@ class Link:
         """Where it hears what it is told."""
         self.when_called_off: Callable[[], object] | None = None
         """What the worker does if it is about to begin and may not any more."""
+        self.when_let_go: Callable[[], object] | None = None
+        """What else has to let go of the memory that both share."""
         self._loop: Loop | None = None
         self._is_ready = False
 
@@ -109,4 +111,11 @@ class Link:
 
     def write_stacks_on(self, signum: signal.Signals) -> None:
         """Make a signal tell the supervisor the stacks of all threads, whatever they are at."""
-        faulthandler.register(signum, self.control.fileno(), all_threads=True, chain=False)
+        take_for_stacks(signum, self.control.fileno())
+
+    def let_go(self) -> None:
+        """In a process that the worker has forked: what it does there is no matter of the supervisor's."""
+        self.control.close()
+        self.page.let_go()
+        if self.when_let_go is not None:
+            self.when_let_go()

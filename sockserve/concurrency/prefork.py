@@ -9,6 +9,7 @@ Rule 3. The verbs mean all workers in the supervisor's process, and that one wor
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -29,6 +30,7 @@ from sockserve.core.events import LogObserver
 from sockserve.core.lifecycle import Drained, Lifecycle
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
+from sockserve.core.taken_signals import Taken, give_back, take
 from sockserve.errors import AlreadyServingError, ServerClosedError
 from sockserve.net.listen import listens, shares_port, twin_of
 
@@ -398,18 +400,20 @@ def handling_signals(supervisor: Supervisor) -> Generator[None]:
         signal.SIGTTIN: supervisor.more,
         signal.SIGTTOU: supervisor.fewer,
     }
-    taken: list[signal.Signals] = []
-    if threading.current_thread() is threading.main_thread():
-        taken = [signum for signum in meanings if signal.getsignal(signum) is signal.SIG_DFL]
+    taken: list[Taken] = []
     try:
-        for signum in taken:
-            signal.signal(signum, lambda number, _: meanings[signal.Signals(number)]())
-        supervisor.handled_signals = tuple(taken)
+        if threading.current_thread() is threading.main_thread():
+            for signum, verb in meanings.items():
+                if signal.getsignal(signum) is signal.SIG_DFL:
+                    taken.append(take(signum, functools.partial(_call, verb)))
         yield
     finally:
-        supervisor.handled_signals = ()
-        for signum in taken:
-            signal.signal(signum, signal.SIG_DFL)
+        for each in taken:
+            give_back(each)
+
+
+def _call(verb: Callable[[], None], _signum: int) -> None:
+    verb()
 
 
 def _refuse_senseless(cls: type) -> None:

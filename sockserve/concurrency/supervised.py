@@ -9,14 +9,13 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from sockserve.concurrency.children import Child, flush_log_handlers, flush_standard_streams
+from sockserve.concurrency.children import HELD_BACK, Child, flush_log_handlers, flush_standard_streams, ignore
 from sockserve.concurrency.link import Link
 from sockserve.concurrency.worker_process import be_worker
 from sockserve.concurrency.worker_terms import (
     CAUSE,
     CUT,
     DRAIN,
-    DUMP_SIGNAL,
     LEAVE,
     RETIRE,
     SUSPEND,
@@ -26,17 +25,15 @@ from sockserve.concurrency.worker_terms import (
 )
 from sockserve.core.lifecycle import CUT_GRACE
 from sockserve.core.loop import Timer
+from sockserve.core.taken_signals import is_ignored, take, take_wakeup
 
-__all__ = ["KILL", "SIGNALS", "Step", "Worker", "cut_now", "drain_within", "leave_within", "retire_within"]
+__all__ = ["KILL", "Step", "Worker", "cut_now", "drain_within", "leave_within", "retire_within"]
 
 LONGEST_TEXT = 65536
 """Bytes that are kept of what a worker writes: the stacks of some hundred threads."""
 
 DRAIN_GRACE = 2.0
 """Seconds between the end of a request's input and its cut, for one that had all its time before."""
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
-"""Signals whose Python handlers must not run between fork(2) and what each side has to do at once after it."""
 
 KILL = b""
 """What a worker cannot fail to hear: SIGKILL."""
@@ -114,7 +111,7 @@ class Worker:
         # What this process has buffered must not be written a second time by the child.
         flush_standard_streams()
         flush_log_handlers()
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
             pid = os.fork()
             if pid == 0:
@@ -130,13 +127,14 @@ class Worker:
 
     def _be_child(self, work: Callable[[Link], None], abandon: Callable[[], None], unblocked: set[int]) -> NoReturn:
         try:
-            signal.set_wakeup_fd(-1)
+            # One of the program's would hear in the supervisor what this worker is told.
+            take_wakeup(-1)
             abandon()
             self.control.close()
             for signum in (signal.SIGINT, signal.SIGHUP):
-                # A terminal sends them to all at once, and the supervisor tells its workers what they mean. Not
-                # SIG_IGN, which programs that a handler starts would inherit.
-                signal.signal(signum, _ignore)
+                # A terminal sends them to all at once, and the supervisor tells its workers what they mean.
+                if not is_ignored(signum):
+                    take(signum, ignore)
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             be_worker(Link(self._theirs, self.page, self.orders), work)
         finally:
@@ -191,7 +189,7 @@ class Worker:
 
     def ask_for_stacks(self) -> None:
         """Let it write the stacks of its threads, for ``take_text()``."""
-        self.child.send(DUMP_SIGNAL)
+        self.child.send(self.orders.dump_signal)
 
     def take_text(self) -> str:
         """The stacks that it wrote, as far as they were heard; once."""
@@ -212,7 +210,3 @@ class Worker:
         """Close this process's descriptors of it."""
         self.control.close()
         self.child.close()
-
-
-def _ignore(_signum: int, _frame: object) -> None:
-    """Do nothing."""

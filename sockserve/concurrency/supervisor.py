@@ -33,6 +33,7 @@ from sockserve.concurrency.worker_terms import (
     READY,
     STOPPED,
     Orders,
+    choose_dump_signal,
     with_jitter,
 )
 from sockserve.core.events import Counters
@@ -60,8 +61,6 @@ class Supervisor:
         self.pauses = Pauses(self.workers)
         self.counters = Counters()
         """What those have counted that have ended."""
-        self.handled_signals: tuple[signal.Signals, ...] = ()
-        """Those that it has handlers for, which a worker must not inherit."""
         self._name = name
         self._service = service
         self._settings = settings
@@ -314,7 +313,7 @@ class Supervisor:
     def _start(self, place: int) -> None:
         settings, places = self._settings, self._places
         limit = with_jitter(settings.max_requests, settings.max_requests_jitter)
-        orders = Orders(place, places.generation > 0, settings.worker_timeout, limit)
+        orders = Orders(place, places.generation > 0, settings.worker_timeout, limit, choose_dump_signal())
         try:
             self._service.open_place(place)
             worker = Worker(orders, places.generation, places.attempt, self.pauses.number)
@@ -335,8 +334,6 @@ class Supervisor:
             worker.child.close()
 
     def _abandon_in_child(self) -> None:
-        for signum in self.handled_signals:
-            signal.signal(signum, signal.SIG_DFL)
         for loop in self._loops:
             loop.abandon()
 

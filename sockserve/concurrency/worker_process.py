@@ -20,7 +20,6 @@ from sockserve.concurrency.worker_terms import (
     CAUSE,
     CUT,
     DRAIN,
-    DUMP_SIGNAL,
     LEAVE,
     LOOK,
     RETIRE,
@@ -30,6 +29,7 @@ from sockserve.core.active_requests import table_of
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.one_shot import OneShot
 from sockserve.log import log
+from sockserve.core.taken_signals import take, when_forked
 
 __all__ = ["be_worker", "obey", "wait_for_requests"]
 
@@ -46,10 +46,7 @@ def obey(link: Link, duties: Duties) -> None:
     link.when_called_off = duties.leave
     duties.pause_or_go_on()
 
-    def on_sigterm(_signum: int, _frame: object) -> None:
-        duties.leave()
-
-    signal.signal(signal.SIGTERM, on_sigterm)
+    take(signal.SIGTERM, lambda _: duties.leave())
     threading.Thread(target=_listen, args=(link, duties), name="sockserve-control", daemon=True).start()
 
 
@@ -90,7 +87,8 @@ def be_worker(link: Link, work: Callable[[Link], None]) -> NoReturn:
     """Do a worker's work and end the process."""
     status = 1
     try:
-        link.write_stacks_on(DUMP_SIGNAL)
+        when_forked(link.let_go)
+        link.write_stacks_on(link.orders.dump_signal)
         work(link)
         status = 0
     except SystemExit as error:

@@ -13,6 +13,7 @@ import time
 from typing import NamedTuple
 
 from sockserve.core.events import Counters
+from sockserve.core.taken_signals import is_ignored
 
 __all__ = [
     "ACCEPTED",
@@ -23,7 +24,6 @@ __all__ = [
     "CUT",
     "CUTS",
     "DRAIN",
-    "DUMP_SIGNAL",
     "ENOUGH",
     "FAILED",
     "HANDLED",
@@ -38,6 +38,7 @@ __all__ = [
     "SUSPENSIONS",
     "Orders",
     "Page",
+    "choose_dump_signal",
     "with_jitter",
 ]
 
@@ -51,8 +52,14 @@ READY, ENOUGH, STOPPED, ASLEEP, AWAKE, CAUSE = b"\x01", b"\x02", b"\x03", b"\x04
 shows no more that it turns; it does again; why it fails, a text until the end. Anything else is the stacks that
 faulthandler writes, a text without such bytes."""
 
-DUMP_SIGNAL = signal.SIGQUIT
-"""Makes a worker tell the stacks of all its threads, as it does to Java's machine."""
+
+def choose_dump_signal() -> signal.Signals:
+    """The signal that makes a worker tell the stacks of all its threads: SIGQUIT, as for Java's machine.
+
+    If that is ignored, as in what a shell's ``&`` starts, it stays so, for the programs that a handler starts.
+    """
+    return signal.SIGXCPU if is_ignored(signal.SIGQUIT) else signal.SIGQUIT
+
 
 BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS, BEGUN, TOO_LATE, SUSPENSIONS, PAUSED = range(11)
 """SUSPENSIONS: how often the worker shall have paused and gone on, so that an odd number means a pause. PAUSED: for
@@ -68,6 +75,10 @@ class Page:
     def __init__(self) -> None:
         self.numbers = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
         self.beat()
+
+    def let_go(self) -> None:
+        """Share it no more: what this process writes from now on it writes for itself."""
+        self.numbers = memoryview(bytearray(self.numbers)).cast("q")
 
     def beat(self) -> None:
         """The loop turns now."""
@@ -119,6 +130,8 @@ class Orders(NamedTuple):
     """Seconds within which its loop has to turn, or within which it is told to be seen alive; None: at will."""
     max_requests: int | None
     """After how many requests it asks for a successor; None: never."""
+    dump_signal: signal.Signals
+    """Which signal makes it tell its stacks."""
 
 
 def with_jitter(limit: int | None, jitter: int | None) -> int | None:

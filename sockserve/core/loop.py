@@ -12,13 +12,13 @@ import collections
 import heapq
 import select
 import selectors
-import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol, Self
 
+from sockserve.core.taken_signals import give_wakeup_back, take_wakeup
 from sockserve.errors import AlreadyServingError
 
 __all__ = ["INPUT", "OUTPUT", "Loop", "Source", "Timer", "wait_readable"]
@@ -175,19 +175,19 @@ class Loop:
         # A signal's Python handler runs in the main thread, between two instructions: one that lands just before the
         # wait, or in another thread, would wait as long as the loop does.
         in_main_thread = threading.current_thread() is threading.main_thread()
-        woken_before = -1
+        lent = None
         if in_main_thread:
             try:
-                woken_before = signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
+                lent = take_wakeup(self._wake_writer.fileno())
             except ValueError:
                 # The main thread of a subinterpreter, where no signal handler runs.
-                in_main_thread = False
+                pass
         try:
             while self._sources:
                 self._turn()
         finally:
-            if in_main_thread:
-                signal.set_wakeup_fd(woken_before, warn_on_full_buffer=woken_before == -1)
+            if lent is not None:
+                give_wakeup_back(lent)
             self.thread = claimed_by
 
     def close(self) -> None:

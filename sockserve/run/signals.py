@@ -6,10 +6,16 @@ import contextlib
 import signal
 from collections.abc import Callable, Generator, Sequence
 
+from sockserve.core.taken_signals import Taken, give_back, is_ignored, take
+
 __all__ = ["STOP_SIGNALS", "handling", "noting_sigterm"]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """What a terminal's Ctrl-C sends, and what a supervisor sends: systemd, Docker, kill(1)."""
+
+
+FROM_TERMINALS = {signum for signum in (signal.SIGINT, getattr(signal, "SIGHUP", None)) if signum is not None}
+"""What a terminal sends to all that run in it: at Ctrl-C, and when it is closed."""
 
 
 @contextlib.contextmanager
@@ -18,18 +24,20 @@ def handling(
 ) -> Generator[None]:
     """Call ``on_signal`` for each of these signals until the block ends; then they have the handlers that they had.
 
-    For the main thread only: ValueError in any other.
+    One that may come from a terminal and is ignored stays so: it was asked for, by nohup(1) or a shell's ``&``. For the
+    main thread only: ValueError in any other.
     """
-    before = {
-        signum: signal.signal(signum, lambda number, _frame: on_signal(signal.Signals(number))) for signum in signals
-    }
+    taken: list[Taken] = []
     try:
+        for signum in signals:
+            if signum in FROM_TERMINALS and is_ignored(signum):
+                continue
+            taken.append(take(signum, lambda number: on_signal(signal.Signals(number))))
         yield
     finally:
         # The first last: that is SIGINT, whose handler may raise.
-        for signum, handler in reversed(before.items()):
-            # None: what it had was not installed by Python.
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+        for each in reversed(taken):
+            give_back(each)
 
 
 @contextlib.contextmanager
