@@ -36,8 +36,8 @@ from sockserve.core.events import Events
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import forget
-from sockserve.log import log
 from sockserve.core.taken_signals import is_taken, raw_signal, take, take_wakeup
+from sockserve.log import log
 from sockserve.net.closing import end_input
 
 __all__ = ["ForkDispatcher", "ForkingMixIn"]

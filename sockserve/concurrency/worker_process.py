@@ -28,8 +28,8 @@ from sockserve.concurrency.worker_terms import (
 from sockserve.core.active_requests import table_of
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.one_shot import OneShot
-from sockserve.log import log
 from sockserve.core.taken_signals import take, when_forked
+from sockserve.log import log
 
 __all__ = ["be_worker", "obey", "wait_for_requests"]
 
