@@ -180,6 +180,7 @@ class Duties(Observer):
             # One that a pool's worker has just entered may not have been counted: there is another look when it ends.
             if lifecycle.has_paused() and not any(live.state == "accept" for live in table.all()):
                 is_over = True
+                table.not_on_next_change(look_soon)
                 has_paused()
 
         def look_soon() -> None:

@@ -8,6 +8,7 @@ waiters second. So no change goes unseen.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -226,7 +227,10 @@ class ActiveRequests:
         return tuple(ActiveRequest(live.client_address, live.state, live.since, live.handler) for live in self.all())
 
     def next_change(self) -> OneShot:
-        """An event that is set as soon as a request enters or leaves the table, or ``touch()`` is called."""
+        """An event that is set as soon as a request enters or leaves the table, or ``touch()`` is called.
+
+        It stays with the table until then: give one that is waited for no more to ``forget_change()``.
+        """
         change = OneShot()
         self.on_next_change(change.set)
         return change
@@ -234,6 +238,15 @@ class ActiveRequests:
     def on_next_change(self, callback: Callable[[], None]) -> None:
         """Call back once, in whichever thread, at the next such change."""
         self.watchers.append(callback)
+
+    def not_on_next_change(self, callback: Callable[[], None]) -> None:
+        """Undo ``on_next_change()``. No effect if it was called back."""
+        with contextlib.suppress(ValueError):
+            self.watchers.remove(callback)
+
+    def forget_change(self, change: OneShot) -> None:
+        """Undo ``next_change()``. No effect on an event that is set."""
+        self.not_on_next_change(change.set)
 
     def touch(self) -> None:
         """Set the events of ``next_change()``: something else happened that whoever waits may be waiting for."""

@@ -160,19 +160,22 @@ class Lifecycle:
         seen: set[LiveRequest] = set()
         while True:
             change = table.next_change()
-            # In this order: what was being taken before a pause is in the table after it.
-            nothing_comes = not self.suspended or self.has_paused()
-            waited_for = table.others()
-            if see is not None:
-                for live in waited_for:
-                    if live not in seen:
-                        seen.add(live)
-                        see(live)
-            if nothing_comes and not waited_for:
-                return True
-            limit = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if any(live.kept is not None for live in waited_for):
-                # A subclass may close what it keeps without a word.
-                limit = KEPT_POLL if limit is None else min(limit, KEPT_POLL)
-            if not wait(change, limit) and deadline is not None and time.monotonic() >= deadline:
-                return False
+            try:
+                # In this order: what was being taken before a pause is in the table after it.
+                nothing_comes = not self.suspended or self.has_paused()
+                waited_for = table.others()
+                if see is not None:
+                    for live in waited_for:
+                        if live not in seen:
+                            seen.add(live)
+                            see(live)
+                if nothing_comes and not waited_for:
+                    return True
+                limit = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if any(live.kept is not None for live in waited_for):
+                    # A subclass may close what it keeps without a word.
+                    limit = KEPT_POLL if limit is None else min(limit, KEPT_POLL)
+                if not wait(change, limit) and deadline is not None and time.monotonic() >= deadline:
+                    return False
+            finally:
+                table.forget_change(change)
