@@ -51,9 +51,10 @@ class Coordinator(Acceptor):
         # Reentrant, because a signal handler may close the listener while this thread watches it.
         self._watch_lock = threading.RLock()
         self._failures: collections.deque[tuple[BaseException, Verdict]] = collections.deque()
+        # May raise; what is opened below has an owner from then on.
+        settings = server._serving_pool_settings()  # noqa: SLF001 - the mix-in's own
         self._poller = open_shared_poller()
         self.lot = ParkingLot(server, self._poller, loop.wake)
-        settings = server._serving_pool_settings()  # noqa: SLF001 - the mix-in's own
         self.pool = Pool(settings, self._poller, server._serving_threads, self.lot, loop.wake)  # noqa: SLF001 - as above
         self._silence: Timer | None = None
         self._busy: Timer | None = None

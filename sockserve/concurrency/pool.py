@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from sockserve.concurrency.workers import PoolSettings
 from sockserve.core.accepting import Acceptor
 from sockserve.core.base_order import refuse_other_way
 from sockserve.core.base_server import BaseServer
-from sockserve.core.loop import Loop
+from sockserve.core.loop import LONGEST_WAIT, Loop
 
 __all__ = ["ThreadPoolMixIn"]
 
@@ -54,7 +55,9 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn):
     """Threads at least, from the start. More are started when all are busy."""
 
     idle_timeout: float | None = 60.0
-    """Seconds without work after which a thread above ``min_workers`` ends; None: never."""
+    """Seconds without work after which a thread above ``min_workers`` ends; None or infinity: never.
+
+    ``serve_forever()`` raises ValueError for a negative number and for NaN."""
 
     daemon_threads = False
     """Whether the threads are daemons, which neither ``server_close()`` nor the interpreter's end waits for."""
@@ -94,12 +97,16 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn):
         return threads
 
     def _serving_pool_settings(self) -> PoolSettings:
+        idle_timeout = math.inf if self.idle_timeout is None else self.idle_timeout
+        # Not "< 0", which is false of NaN.
+        if not idle_timeout >= 0:
+            raise ValueError(f"idle_timeout must be None, or a number of seconds from 0 on, not {idle_timeout!r}")
         most = self.max_workers if self.max_workers is not None else min(32, _cpus() + 4)
         return PoolSettings(
             name=str(self),
             fewest=max(1, min(self.min_workers, most)),
             most=most,
-            idle_timeout=-1 if self.idle_timeout is None else self.idle_timeout,
+            idle_timeout=-1 if idle_timeout == math.inf else min(idle_timeout, LONGEST_WAIT),
             make_thread=self.make_thread,
             block_on_close=self.block_on_close,
         )

@@ -21,7 +21,7 @@ from typing import Protocol, Self
 from sockserve.core.taken_signals import give_wakeup_back, take_wakeup
 from sockserve.errors import AlreadyServingError
 
-__all__ = ["INPUT", "OUTPUT", "Loop", "Source", "Timer", "wait_readable"]
+__all__ = ["INPUT", "LONGEST_WAIT", "OUTPUT", "Loop", "Source", "Timer", "wait_readable"]
 
 INPUT = 1
 OUTPUT = 4
