@@ -78,7 +78,9 @@ class Coordinator(Acceptor):
         super()._take_over_listener()
         take = self.server._handle_request_noblock  # noqa: SLF001 - stdlib's name for one request
         batch = min(self._batch, BATCH)
-        self.pool.begin(take, self.may_take, self._make_counter, batch, self.table.touch)
+        self.pool.begin(
+            take, self.may_take, self._make_counter, batch, self.table.touch, found_nothing=self.found_nothing
+        )
         vars(self.server)["_serving_pool"] = self.pool
         self.table.lot = self.lot
         # Without this one there is no service; without the others there is.
@@ -106,7 +108,7 @@ class Coordinator(Acceptor):
 
     def _watch(self) -> None:
         with self._watch_lock:
-            if not self.listener_closed:
+            if not self.listener_lost:
                 # Again: a worker may have made it false since, and only both together are true.
                 self.watching = True
                 self.pool.somebody_waits = False
@@ -142,7 +144,7 @@ class Coordinator(Acceptor):
         return False
 
     def _is_forbidden(self) -> bool:
-        return self.stop_requested or self.listener_closed or self.lifecycle.suspended
+        return self.stop_requested or self.listener_lost or self.lifecycle.suspended
 
     def recovered(self) -> None:
         """A descriptor was to be had: whatever made accept fail is over."""

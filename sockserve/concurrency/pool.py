@@ -117,7 +117,6 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn):
     _serving_lifecycle = BaseServer.__dict__["_serving_lifecycle"]
     _serving_has_begun = BaseServer.__dict__["_serving_has_begun"]
     _serving_has_ended = BaseServer.__dict__["_serving_has_ended"]
-    _serving_accept_failed = BaseServer.__dict__["_serving_accept_failed"]
     # Setting it is how socketserver's shutdown() stops its loop.
     _BaseServer__shutdown_request = BaseServer.__dict__["_BaseServer__shutdown_request"]
 

@@ -32,6 +32,7 @@ from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.taken_signals import Taken, give_back, take
 from sockserve.errors import AlreadyServingError, ServerClosedError
+from sockserve.net.blocking_mode import give_back, lend
 from sockserve.net.listen import listens, shares_port, twin_of
 
 __all__ = ["PreForkMixIn", "handling_signals"]
@@ -168,20 +169,17 @@ class PreForkMixIn:
             supervisor = self.__dict__["_serving_supervisor_made"] = Supervisor(self, _Places(self), self)
         return supervisor
 
-    # The mode is a property of the socket, not of a process's descriptor: who gives it back too early lets every other
-    # worker block in accept().
+    # All the time, not only while a worker has it: the description is the same for all of them.
 
     def _serving_take_blocking_mode(self) -> None:
         listener: Any = getattr(self, "socket", None)
-        if listens(listener) and "_serving_lent_timeout" not in vars(self):
-            self._serving_lent_timeout = (listener, listener.gettimeout())
-            listener.setblocking(False)
+        if listens(listener) and "_serving_lent_listener" not in vars(self):
+            lend(listener)
+            self._serving_lent_listener = listener
 
     def _serving_return_blocking_mode(self) -> None:
-        if not self._serving_supervisor.workers and "_serving_lent_timeout" in vars(self):
-            listener, timeout = vars(self).pop("_serving_lent_timeout")
-            if listener.fileno() >= 0:
-                listener.settimeout(timeout)
+        if not self._serving_supervisor.workers and "_serving_lent_listener" in vars(self):
+            give_back(vars(self).pop("_serving_lent_listener"))
 
     # stopping
 

@@ -73,18 +73,22 @@ class Pool:
         make_counter: Callable[[], Callable[[], int] | None],
         batch: int,
         done_taking: Callable[[], None],
+        *,
+        found_nothing: Callable[[], None],
     ) -> None:
         """Say how a worker takes requests.
 
         ``take`` takes one from the listener and serves it, and returns True if there was one; ``may_take`` says whether
         it may; ``make_counter`` makes, for one worker, what says how many wait, if that can be told; ``batch`` is how
-        many it takes at most before it looks what else is ready; ``done_taking`` is called then if ``somebody_waits``.
+        many it takes at most before it looks what else is ready; ``done_taking`` is called then if ``somebody_waits``;
+        ``found_nothing`` is called if there was not even one.
         """
         self.take = take
         self.may_take = may_take
         self.make_counter = make_counter
         self.batch = batch
         self.done_taking = done_taking
+        self.found_nothing = found_nothing
 
     def start_worker(self) -> None:
         """Start one more. Raises RuntimeError if the system has no thread to give."""
@@ -258,12 +262,16 @@ class Worker:
         count_waiting = self._count_waiting
         # In this order: whoever forbids taking does so first, and asks who takes second.
         self.taking = True
+        served_before = self.served
         try:
             for _ in range(pool.batch):
                 # Often another worker was quicker, and to accept in vain costs as much as a short request.
                 if not pool.may_take() or (count_waiting is not None and not count_waiting()):
                     return
-                if pool.context.copy().run(pool.take) is not True:
+                has_taken = pool.context.copy().run(pool.take)
+                if has_taken is not True:
+                    if has_taken is False and self.served == served_before:
+                        pool.found_nothing()
                     return
                 self.served += 1
         finally:

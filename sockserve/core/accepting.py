@@ -7,6 +7,8 @@ Rule 3. A descriptor is polled only while it is still the socket that the server
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -20,9 +22,11 @@ from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import serves_at_once
 from sockserve.errors import AlreadyServingError, ListenerLostError, ServerClosedError
 from sockserve.log import log
-from sockserve.net.accept import accept_of, counter_of
+from sockserve.net.accept import Receiver, accept_of, careful_accept_of, counter_of, has_ended
 from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST, Verdict
+from sockserve.net.blocking_mode import give_back, lend
 from sockserve.net.listen import listens
+from sockserve.net.watched_socket import remembering, tell_when_closed
 
 __all__ = ["BATCH", "Acceptor", "drains", "needs_no_poll"]
 
@@ -60,8 +64,14 @@ class Acceptor:
         self.ended = OneShot()
         self.holds_end = False
         """Whether whoever made the loop calls ``finish()``, once the loop's descriptors are closed too."""
+        self.listener_lost = False
+        """Whether it is closed, or about to be, by that or by anything else."""
         self.accept: Callable[[], tuple[socket.socket, Any]] | None = None
-        """Accepts one connection, if the server's socket is a listening one."""
+        """Accepts one connection, if the server's socket can do that."""
+        self.receive: Callable[[int], tuple[bytes, Any]] | None = None
+        """Receives one datagram, if the server's socket does not listen."""
+        self.remembers = False
+        """Whether ``take_taken()`` tells what ``get_request()`` took: for an override that may fail with it."""
         self.delay = 0.0
         """Seconds of the present or last pause of a back-off that has not ended; 0: accepting works."""
         self.spare: LiveRequest | None = None
@@ -72,8 +82,11 @@ class Acceptor:
         self._left = False
         self._batch = 1
         self._count_waiting: Callable[[], int] | None = None
-        self._lent_timeout: float | None = None
-        self._owns_mode = False
+        self._receiver: Receiver | None = None
+        self._is_lent = False
+        self._never_has_peer = False
+        self._stop_watching: Callable[[], None] | None = None
+        self._longest_wait: float | None = None
         self._paused_for: str | None = None
         self._errors = 0
         self._retry: Timer | None = None
@@ -99,7 +112,7 @@ class Acceptor:
             server._serving_has_begun(self)  # noqa: SLF001 - the server's own part of the stay
             if not getattr(server.service_actions, "needs_no_poll", False):
                 self._ticks = True
-                self.max_wait = poll_interval
+                self._longest_wait = self.max_wait = poll_interval
             self._dispatcher = getattr(server, "_serving_dispatcher", None)
             if self._dispatcher is not None:
                 self._dispatcher.attach(loop)
@@ -113,23 +126,50 @@ class Acceptor:
 
     def _take_over_listener(self) -> None:
         listener = self.listener
+        is_ours = getattr(self.server.get_request, "drains", False)
+        self.remembers = not is_ours
         try:
-            if getattr(self.server.get_request, "drains", False):
+            can_block = self._choose_how_to_take(listener)
+            if is_ours and not can_block:
                 self._batch = BATCH
-            if listens(listener):
-                self.accept = accept_of(listener, getattr(self.server, "_serving_connection_class", None))
-                # Cheaper by far than an accept() in vain, for which Linux makes a socket and throws it away.
-                self._count_waiting = counter_of(listener)
-                # Of two processes that wake for one connection the loser would block in accept(), where PEP 475 even
-                # retries through a signal. Sockets that do not listen are left alone: handlers send on a datagram
-                # socket, and idlelib connects in server_activate().
-                self._lent_timeout = listener.gettimeout()
-                self._owns_mode = True
-                listener.setblocking(False)
+            self._stop_watching = tell_when_closed(listener, self._listener_goes)
+            if self._stop_watching is None:
+                # Nothing tells of its end: that is looked for.
+                self._longest_wait = self.max_wait = self._poll_interval
         except (OSError, ValueError):
             # Closed meanwhile: the first turn says by whom.
             if listener.fileno() == self._fd:
                 raise
+
+    def _choose_how_to_take(self, listener: Any) -> bool:
+        """Whether it may block all the same, when another process takes what this one was told of."""
+        if listens(listener):
+            self._never_has_peer = True
+            if isinstance(listener, socket.socket):
+                self.accept = accept_of(listener, getattr(self.server, "_serving_connection_class", None))
+                # Cheaper by far than an accept() in vain, for which Linux makes a socket and throws it away.
+                self._count_waiting = counter_of(listener)
+            else:
+                self.accept = careful_accept_of(listener)
+            # Of two processes that wake for one connection the loser would block in accept(), where PEP 475 even
+            # retries through a signal. Sockets that do not listen are left alone: handlers send on a datagram socket,
+            # and idlelib connects in server_activate().
+            if hasattr(listener, "settimeout"):
+                lend(listener)
+                self._is_lent = True
+        elif isinstance(listener, socket.socket) or not hasattr(listener, "accept"):
+            if hasattr(listener, "recvfrom"):
+                self._receiver = Receiver(listener)
+                self._never_has_peer = getattr(listener, "type", None) == socket.SOCK_DGRAM
+                self.receive = self._receiver.receive
+        else:
+            self.accept = careful_accept_of(listener)
+        if self.remembers:
+            if self.accept is not None:
+                self.accept = remembering(self.accept)
+            if self.receive is not None:
+                self.receive = remembering(self.receive, of=listener)
+        return self._count_waiting is None and (self._receiver is None or not self._receiver.is_plain)
 
     # 1 WAIT
 
@@ -139,7 +179,8 @@ class Acceptor:
             self.leave()
             return
         try:
-            if getattr(self.server, "socket", None) is not self.listener or self._fileno() != self._fd:
+            is_other = getattr(self.server, "socket", None) is not self.listener
+            if self.listener_lost or is_other or self._fileno() != self._fd:
                 message = f"the socket of {self.server} was closed or replaced while it was being served"
                 raise ListenerLostError(message)  # noqa: TRY301 - caught only to look at listener_closed
             reason = None
@@ -152,10 +193,10 @@ class Acceptor:
             if self._dispatcher is not None:
                 # Also while suspended: children may end meanwhile.
                 must_poll = self._dispatcher.must_poll()
-                if must_poll is None:
-                    self.max_wait = self._poll_interval if self._ticks else None
-                else:
-                    self.max_wait = min(must_poll, self._poll_interval) if self._ticks else must_poll
+                longest = self._longest_wait
+                self.max_wait = (
+                    longest if must_poll is None else must_poll if longest is None else min(must_poll, longest)
+                )
             if self._looks_again:
                 self._looks_again = False
                 if self._is_shared and self.watching:
@@ -164,9 +205,14 @@ class Acceptor:
                     self.watching = False
             if reason is not None or not self.watching:
                 self._pause_or_go_on(reason)
-        except (OSError, ValueError, ListenerLostError):
+        except (OSError, ValueError, ListenerLostError) as error:
             if not self.listener_closed:
                 self.leave()
+                is_lost = self.listener_lost or self._fileno() != self._fd
+                if is_lost and not isinstance(error, ListenerLostError):
+                    # Closed between the look above and the watch.
+                    message = f"the socket of {self.server} was closed while it was being served"
+                    raise ListenerLostError(message) from error
                 raise
         if self.listener_closed:
             if not self.stop_requested:  # again: a signal handler may have stopped it properly since
@@ -218,18 +264,29 @@ class Acceptor:
         if dispatcher is None:
             self._have_spare()
         for _ in range(self._batch):
-            if self.stop_requested or self.listener_closed or lifecycle.suspended:
+            if self.stop_requested or self.listener_lost or lifecycle.suspended:
                 return
             if dispatcher is not None and dispatcher.full():
                 return
             # An override may return None after one request, as the standard library's does.
-            if take() is not True:
+            has_taken = take()
+            if has_taken is not True:
+                if has_taken is False and waiting == 1:
+                    self.found_nothing()
                 return
             waiting -= 1
             if count_waiting is not None and not waiting:
                 waiting = count_waiting()
                 if not waiting:
                     return
+
+    def found_nothing(self) -> None:
+        """Nothing was there although the listener was ready: another process was quicker, or it was shut down.
+
+        Of all listeners only TCP's say the latter in accept(); the others are ready for ever, with nothing to take.
+        """
+        if self._never_has_peer and has_ended(self.listener):
+            self.failed(OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN)), Verdict.FATAL)
 
     def _have_spare(self) -> None:
         events = self.events
@@ -294,8 +351,14 @@ class Acceptor:
     def listener_closes(self) -> None:
         """``server_close()`` is about to close the listener. From any thread."""
         self.listener_closed = True
+        self._listener_goes()
+
+    def _listener_goes(self) -> None:
+        self.listener_lost = True
         # Now and not in the next turn: a closed descriptor's number may be somebody else's by then.
         self._unwatch()
+        if self._receiver is not None:
+            self._receiver.close()
         self.loop.wake()
 
     def leave(self) -> None:
@@ -307,7 +370,7 @@ class Acceptor:
         self._end_pause()
         if not self.listener_closed:
             self._unwatch()
-            self._return_blocking_mode()
+        self._return_listener()
         self.watching = False
         if self._dispatcher is not None:
             self._dispatcher.detach()
@@ -316,6 +379,8 @@ class Acceptor:
 
     def abandon(self) -> None:
         """Close this process's copy of the listener."""
+        if self._receiver is not None:
+            self._receiver.close()
         if self.listener is not None:
             self.listener.close()
 
@@ -326,10 +391,12 @@ class Acceptor:
         self.ended.set()
         self.table.touch()
 
-    def _return_blocking_mode(self) -> None:
-        if self._owns_mode and self.listener.fileno() == self._fd:
-            try:
-                self.listener.settimeout(self._lent_timeout)
-            except OSError:
-                # Closed in this moment.
-                pass
+    def _return_listener(self) -> None:
+        if self._stop_watching is not None:
+            self._stop_watching()
+            self._stop_watching = None
+        if self._receiver is not None:
+            self._receiver.close()
+        if self._is_lent:
+            self._is_lent = False
+            give_back(self.listener)

@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias
 
 from typing_extensions import TypeVar
 
+from sockserve.core.accept_failures import accept_failed, end_taken
 from sockserve.core.accepting import Acceptor, needs_no_poll
 from sockserve.core.active_requests import ActiveRequest, LiveRequest, table_of
 from sockserve.core.base_order import refuse_wrong_order
-from sockserve.core.events import Events, LogObserver, Observer, events_of
+from sockserve.core.events import LogObserver, Observer, events_of
 from sockserve.core.lifecycle import CUT_GRACE, Drained, Lifecycle
 from sockserve.core.loop import Loop, wait_readable
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import begin, cut_others, drain_one, serve, take, take_again, takes_record
-from sockserve.errors import HandshakeError, ListenerLostError, ServerClosedError
+from sockserve.errors import HandshakeError, ServerClosedError
 from sockserve.log import log
-from sockserve.net.accept_errors import Verdict, judge
+from sockserve.net.accept_errors import judge
 from sockserve.net.departure import has_left
+from sockserve.net.watched_socket import forget_taken, take_taken
 
 __all__ = ["AddressT", "BaseServer", "HandlerFactory", "RequestT"]
 
@@ -314,23 +316,24 @@ class BaseServer(Generic[RequestT, AddressT]):
     def _handle_request_noblock(self) -> bool | None:
         """Take one request that is ready; True if there was one. For callers that saw ``fileno()`` readable."""
         acceptor = self._serving_acceptor
+        # What an override raises after it has got a request is of that request, not of the listener.
+        remembers = acceptor is None or acceptor.remembers
+        if remembers:
+            forget_taken()
         try:
             request, client_address = self.get_request()
-        except BlockingIOError:
-            # Somebody else was quicker, or a loop has taken all that there was.
-            if acceptor is not None and acceptor.delay:
+        except BaseException as error:
+            if remembers and (taken := take_taken()) is not None:
+                end_taken(self, acceptor, taken, error)
+                return True
+            if not isinstance(error, BlockingIOError):
+                accept_failed(self, acceptor, error, judge(error))
+            elif acceptor is not None and acceptor.delay:
+                # Another process or thread was quicker, or a loop has taken all that there was.
                 acceptor.recovered()
             return False
-        except OSError as error:
-            self._serving_accept_failed(acceptor, error, judge(error))
-            return False
-        except Exception as error:
-            if heard := events_of(self).error:
-                Events.emit(heard, self, None, error)
-            self.handle_error(None, None)  # type: ignore[arg-type]
-            if acceptor is not None:
-                acceptor.failed(error, Verdict.BACK_OFF)
-            return False
+        if remembers:
+            forget_taken()
         if acceptor is None:
             live = LiveRequest(table_of(self), events_of(self), request, client_address)
         else:
@@ -354,16 +357,6 @@ class BaseServer(Generic[RequestT, AddressT]):
         take(self, live)
         return True
 
-    def _serving_accept_failed(self, acceptor: Acceptor | None, error: OSError, verdict: Verdict) -> None:
-        if verdict is Verdict.NOTHING_THERE:
-            return
-        if heard := events_of(self).error:
-            Events.emit(heard, self, None, error)
-        if acceptor is not None:
-            acceptor.failed(error, verdict)
-        elif verdict is Verdict.FATAL:
-            raise ListenerLostError(f"the socket of {self} cannot accept: {error}") from error
-
     # the hooks of a request's life
 
     def fileno(self) -> int:
@@ -371,7 +364,11 @@ class BaseServer(Generic[RequestT, AddressT]):
         raise NotImplementedError(f"{type(self).__name__} must define fileno()")
 
     def get_request(self) -> tuple[RequestT, AddressT]:
-        """Take one request from the socket: ``(request, client_address)``. Subclasses must say how."""
+        """Take one request from the socket: ``(request, client_address)``. Subclasses must say how.
+
+        What an override raises once the socket's ``accept()`` or ``recvfrom()`` has returned is reported to
+        ``handle_error()`` with that request, which is closed, and the server goes on.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define get_request()")
 
     def verify_request(self, request: RequestT, client_address: AddressT) -> bool:

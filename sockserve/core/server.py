@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import sys
 from typing import Any
@@ -11,11 +10,11 @@ from typing_extensions import TypeVar
 
 from sockserve.core.accepting import drains
 from sockserve.core.base_server import AddressT, BaseServer, HandlerFactory
-from sockserve.core.loop import wait_readable
 from sockserve.errors import DatagramTruncatedError
 from sockserve.net.closing import end_input, half_close
 from sockserve.net.listen import BoundPath, apply_reuse, bind_unix, family_of, open_socket, unix_name
 from sockserve.net.tls import defer_handshake, handshake, is_tls
+from sockserve.net.watched_socket import forget_taken, remembering
 
 __all__ = ["TCPServer", "UDPServer"]
 
@@ -23,8 +22,6 @@ _HAS_UNIX = hasattr(socket, "AF_UNIX")
 
 # Linux hands out blocking sockets whatever the listener is; the BSDs, macOS and Windows pass the listener's mode on.
 _ACCEPTED_INHERITS_MODE = not sys.platform.startswith("linux")
-
-_DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 
 
 # By default as in typeshed, where a hook's request may be a datagram as well.
@@ -125,7 +122,7 @@ class TCPServer(BaseServer[StreamT, AddressT]):
             request, client_address = acceptor.accept()
         else:
             defer_handshake(self.socket)
-            request, client_address = self.socket.accept()
+            request, client_address = remembering(self.socket.accept)()
         if _ACCEPTED_INHERITS_MODE and socket.getdefaulttimeout() is None:
             request.setblocking(True)
         if _HAS_UNIX and self.address_family == socket.AF_UNIX:
@@ -186,14 +183,14 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
         limit = self.max_packet_size
         # One byte more than allowed, and the length itself tells whether the datagram was longer.
         client_address: Any
-        if self._serving_acceptor is None:
-            data, client_address = sock.recvfrom(limit + 1)
+        acceptor = self._serving_acceptor
+        if acceptor is not None and acceptor.receive is not None:
+            data, client_address = acceptor.receive(limit + 1)
         else:
-            if not _DONT_WAIT and not wait_readable(self.fileno(), 0):
-                # Windows has no such flag.
-                raise BlockingIOError(errno.EAGAIN, "no datagram")
-            data, client_address = sock.recvfrom(limit + 1, _DONT_WAIT)
+            data, client_address = remembering(sock.recvfrom, of=sock)(limit + 1)
         if len(data) > limit:
+            # It is judged as what recvfrom() raises.
+            forget_taken()
             raise DatagramTruncatedError(limit, client_address)
         if client_address.__class__ is not tuple and _HAS_UNIX and self.address_family == socket.AF_UNIX:
             client_address = unix_name(client_address)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 import errno
 import sys
+from typing import Any
 
 __all__ = ["BACK_OFF_FIRST", "BACK_OFF_LAST", "Verdict", "is_out_of_descriptors", "judge"]
 
@@ -48,7 +49,6 @@ _VERDICTS: dict[str, Verdict] = {
     "ENETUNREACH": Verdict.IGNORE,
     "ENONET": Verdict.IGNORE,
     "ENOPROTOOPT": Verdict.IGNORE,
-    "EPERM": Verdict.IGNORE,
     "EPIPE": Verdict.IGNORE,
     "EPROTO": Verdict.IGNORE,
     "ETIMEDOUT": Verdict.IGNORE,
@@ -59,6 +59,8 @@ _VERDICTS: dict[str, Verdict] = {
     "ENFILE": Verdict.BACK_OFF,
     "ENOBUFS": Verdict.BACK_OFF,
     "ENOMEM": Verdict.BACK_OFF,
+    # A firewall may say so of one client (accept(2)), a sandbox (seccomp(2)) of every call, for ever.
+    "EPERM": Verdict.BACK_OFF,
     # The listener is closed, is no socket, or does not listen.
     "EBADF": Verdict.FATAL,
     "EFAULT": Verdict.FATAL,
@@ -75,16 +77,26 @@ _BY_NUMBER: dict[int, Verdict] = {
 }
 
 
-def judge(error: OSError) -> Verdict:
-    """Say what an error of ``get_request()`` asks of the loop. Never raises."""
+def judge(error: BaseException) -> Verdict:
+    """Say what an error of accept() or recvfrom() asks of the loop. Never raises."""
+    if not isinstance(error, OSError):
+        return Verdict.BACK_OFF
     ssl = sys.modules.get("ssl")
-    if ssl is not None and isinstance(error, ssl.SSLError):
-        # Its errno is OpenSSL's, not the kernel's: 1 would read EPERM.
+    if ssl is not None and (isinstance(error, ssl.SSLError) or _was_raised_in(ssl, error)):
+        # The number of an SSLError is OpenSSL's, not the kernel's: 1 would read EPERM. Any other error that SSLSocket's
+        # own lines raise is of the new connection, which they close.
         return Verdict.IGNORE
     if error.errno is None:
         by_peer = isinstance(error, (ConnectionError, TimeoutError))
         return Verdict.IGNORE if by_peer else Verdict.BACK_OFF
     return _BY_NUMBER.get(error.errno, Verdict.BACK_OFF)
+
+
+def _was_raised_in(module: Any, error: BaseException) -> bool:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals is vars(module)
 
 
 def is_out_of_descriptors(error: BaseException) -> bool:

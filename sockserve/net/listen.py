@@ -48,6 +48,9 @@ no starter, and may be anybody who can read the directory: he must not keep a se
 _LOCK_PAUSE = 0.005
 """Seconds between two attempts at that lock."""
 
+# Not every platform has it.
+_SEQPACKET = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_STREAM)
+
 # Two threads that change it at the same time would each restore what the other had set.
 _UMASK_LOCK = threading.Lock()
 
@@ -73,14 +76,14 @@ def apply_reuse(sock: socket.socket, reuse_address: bool, reuse_port: bool) -> N
 
 
 def listens(sock: object) -> bool:
-    """Whether it is a stream socket that listens."""
-    if not isinstance(sock, socket.socket) or sock.type != socket.SOCK_STREAM:
+    """Whether it is a socket that listens, SOCK_STREAM or SOCK_SEQPACKET, or an object that stands for one."""
+    if isinstance(sock, socket.socket) and sock.type not in (socket.SOCK_STREAM, _SEQPACKET):
         return False
     try:
-        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))  # type: ignore[attr-defined]
     except (OSError, AttributeError):
         # macOS knows the option for AF_INET only.
-        return True
+        return isinstance(sock, socket.socket)
 
 
 def shares_port(sock: object) -> bool:
@@ -146,13 +149,16 @@ def open_socket(family: int, kind: int) -> socket.socket:
     return socket.socket(family, kind)
 
 
-def adopt(fd: int) -> socket.socket:
+def adopt(fd: int, *, keeps_mode: bool = False) -> socket.socket:
     """Make a blocking socket object of an inherited descriptor, which it owns from then on: closing it closes ``fd``.
 
     Not a duplicate: a copy left open would keep the port after the server has closed. Child processes do not inherit it
-    further. Raises AddressError, and leaves the descriptor alone, if it is not an open socket.
+    further. ``keeps_mode``: the open file description, which the program that lent it may still use, is left as it is,
+    blocking or not; the object is without a time-out all the same.
+    Raises AddressError, and leaves the descriptor alone, if it is not an open socket.
     """
     try:
+        is_blocking = os.get_blocking(fd) if keeps_mode and sys.platform != "win32" else True
         sock = socket.socket(fileno=fd)
     except (OSError, OverflowError, ValueError) as error:
         raise AddressError(f"descriptor {fd} is not an open socket: {error}") from error
@@ -162,7 +168,10 @@ def adopt(fd: int) -> socket.socket:
         and sock.type == socket.SOCK_DGRAM
     ):
         sock = UnixDatagramSocket(fileno=sock.detach())
-    sock.setblocking(True)
+    if not keeps_mode or sock.gettimeout() is not None:
+        sock.setblocking(True)
+        if not is_blocking:
+            os.set_blocking(fd, False)
     sock.set_inheritable(False)
     return sock
 

@@ -75,7 +75,7 @@ def roots_of(handler: object) -> list[str]:
 def _make(handler: HandlerFactory, address: Address, model: str) -> AnyServer:
     """A server that is not bound yet, or one that has taken an inherited socket over."""
     with contextlib.ExitStack() as undo:
-        inherited = adopt(cast("int", address.sockaddr)) if address.scheme == "fd" else None
+        inherited = adopt(cast("int", address.sockaddr), keeps_mode=True) if address.scheme == "fd" else None
         if inherited is None:
             scheme, kind, name = address.scheme, address.type, _resolve(address)
         else:

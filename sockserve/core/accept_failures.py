@@ -1,0 +1,63 @@
+"""What follows when ``get_request()`` raises: whose error it is, and who hears of it.
+
+Rule 1. What ``accept()`` or ``recvfrom()`` raised is judged by the table of ``net/accept_errors``.
+Rule 2. What comes after one of them returned is that client's: it is reported and closed as any request that fails, and
+accepting goes on without a pause.
+Rule 3. Any other error has taken nothing from the queue and may come again at once: the table, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sockserve.core.accepting import Acceptor
+from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.events import Events, events_of
+from sockserve.core.request_life import contain
+from sockserve.errors import ListenerLostError
+from sockserve.net.accept_errors import Verdict
+
+__all__ = ["accept_failed", "end_taken"]
+
+
+def accept_failed(server: Any, acceptor: Acceptor | None, error: BaseException, verdict: Verdict) -> None:
+    """Nothing was taken. Called inside the ``except``; raises ListenerLostError, and what is no Exception."""
+    if not isinstance(error, Exception):
+        raise error
+    if verdict is Verdict.NOTHING_THERE:
+        return
+    if heard := events_of(server).error:
+        Events.emit(heard, server, None, error)
+    if not isinstance(error, OSError):
+        server.handle_error(None, None)
+    if acceptor is not None:
+        acceptor.failed(error, verdict)
+    elif verdict is Verdict.FATAL:
+        raise ListenerLostError(f"the socket of {server} cannot accept: {error}") from error
+
+
+def end_taken(server: Any, acceptor: Acceptor | None, taken: tuple[Any, Any], error: BaseException) -> None:
+    """Report an error to the request that was taken before it, and close that; raises what is no Exception.
+
+    Called inside the ``except``.
+    """
+    if acceptor is not None and acceptor.delay:
+        acceptor.recovered()
+    request, client_address = taken
+    if request is None:
+        # Received in a way that leaves nothing to close.
+        if not isinstance(error, Exception):
+            raise error
+        if heard := events_of(server).error:
+            Events.emit(heard, server, None, error)
+        server.handle_error(None, None)
+        return
+    live = LiveRequest(table_of(server), events_of(server), request, client_address)
+    contain(server, live, lambda _, live: _fail(server, live, error))
+
+
+def _fail(server: Any, live: LiveRequest, error: BaseException) -> None:
+    live.table.enter(live)
+    if live.events.accept:
+        Events.emit(live.events.accept, server, live)
+    raise error
