@@ -32,7 +32,7 @@ from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.taken_signals import Taken, give_back, take
 from sockserve.errors import AlreadyServingError, ServerClosedError
-from sockserve.net.blocking_mode import give_back, lend
+from sockserve.net import blocking_mode
 from sockserve.net.listen import listens, shares_port, twin_of
 
 __all__ = ["PreForkMixIn", "handling_signals"]
@@ -174,12 +174,12 @@ class PreForkMixIn:
     def _serving_take_blocking_mode(self) -> None:
         listener: Any = getattr(self, "socket", None)
         if listens(listener) and "_serving_lent_listener" not in vars(self):
-            lend(listener)
+            blocking_mode.lend(listener)
             self._serving_lent_listener = listener
 
     def _serving_return_blocking_mode(self) -> None:
         if not self._serving_supervisor.workers and "_serving_lent_listener" in vars(self):
-            give_back(vars(self).pop("_serving_lent_listener"))
+            blocking_mode.give_back(vars(self).pop("_serving_lent_listener"))
 
     # stopping
 
