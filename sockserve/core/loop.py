@@ -83,6 +83,10 @@ class Loop:
         self._wake_writer.setblocking(False)
         # By descriptor: those are small numbers, and for each event a list is cheaper than a dict, in memory too.
         self._callbacks: list[Callable[[int], object] | None] = []
+        # Of the others, which are all armed, only INPUT is wanted, or OUTPUT too: few of either kind.
+        self._watched: set[int] = set()
+        self._wants_output: set[int] = set()
+        self._told_in_part = self._is_running = False
         self._after_wait: collections.deque[Callable[[], object]] = collections.deque()
         self._soon: collections.deque[Callable[[], object]] = collections.deque()
         self._timers: list[Timer] = []
@@ -90,6 +94,8 @@ class Loop:
         self._sources: tuple[Source, ...] = ()
         self.thread: int | None = None
         """The identity of the thread that runs the loop, or is about to; None: nobody does."""
+        self.turns = 0
+        """A number that each turn changes."""
         self.is_closed = False
         self.watch(self._wake_reader.fileno(), self._drain_wake_ups)
 
@@ -107,16 +113,23 @@ class Loop:
         ``shared``: other processes wait for the same; not all need to wake (EPOLLEXCLUSIVE, where there is that).
         """
         self._set_callback(fd, lambda _: callback())
+        self._watched.add(fd)
         self._poller.register(fd, shared=shared)
 
     def arm(self, fd: int, callback: Callable[[int], object], events: int) -> None:
         """Call back with what a connection is ready for, once it is ready for one of ``events``: INPUT, OUTPUT.
 
         Once for each change (edge-triggered), of input in any case, until ``forget()`` or ``unwatch()``. Where there is
-        no epoll only once, as ``stays_armed`` says: then it has to be armed again.
+        no epoll only once, as ``stays_armed`` says: then it has to be armed again. What it is ready for already it is
+        told too. Raises OSError if the system has no room for it (ENOSPC, ENOMEM: epoll_ctl(2)): then nothing changed.
         """
-        self._set_callback(fd, callback)
         self._poller.arm(fd, events)
+        self._set_callback(fd, callback)
+        self._watched.discard(fd)
+        if events & OUTPUT:
+            self._wants_output.add(fd)
+        elif self._wants_output:
+            self._wants_output.discard(fd)
 
     def rearrange(self, fd: int, callback: Callable[[int], object]) -> None:
         """Call this back from now on for a descriptor that is armed; no effect on any other."""
@@ -131,11 +144,14 @@ class Loop:
 
     def unwatch(self, fd: int) -> None:
         """Stop watching; from any thread, before the descriptor is closed. No effect on one that is not watched."""
+        self._watched.discard(fd)
         if self._drop_callback(fd):
             self._poller.unregister(fd)
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
-        """Call back once, ``delay`` seconds from now at the earliest."""
+        """Call back once, ``delay`` seconds from now at the earliest; inf: never. Raises ValueError if it is NaN."""
+        if delay != delay:  # noqa: PLR0124 - NaN is what equals nothing
+            raise ValueError("a delay cannot be NaN")
         timer = Timer(time.monotonic() + delay, callback)
         if len(self._timers) >= self._look_for_cancelled_at:
             # Of time-outs nearly all are cancelled, long before their time.
@@ -163,9 +179,12 @@ class Loop:
             # A full buffer wakes the loop as well; a closed one has no loop behind it.
             pass
 
-    def run(self) -> None:
-        """Turn until no source is left. An exception of a callback, a source or a signal handler ends it.
+    def run(self, source: Source | None = None) -> None:
+        """Turn until no source is left, or until ``source`` has left.
 
+        An exception of a callback, a source or a signal handler ends it. It may be run again then, and may also run
+        inside of itself, in a signal handler. What a turn that did not come to its end had still to tell of armed
+        descriptors is told again.
         Raises AlreadyServingError if another thread runs it.
         """
         claimed_by, me = self.thread, threading.get_ident()
@@ -182,10 +201,17 @@ class Loop:
             except ValueError:
                 # The main thread of a subinterpreter, where no signal handler runs.
                 pass
+        is_inner, self._is_running = self._is_running, True
         try:
-            while self._sources:
+            if self._told_in_part:
+                self._tell_again()
+            # From here, and not in an except clause: an exception may come between poll() and the name for its result.
+            self._told_in_part = True
+            while self._sources if source is None else source in self._sources:
                 self._turn()
+            self._told_in_part = is_inner
         finally:
+            self._is_running = is_inner
             if lent is not None:
                 give_wakeup_back(lent)
             self.thread = claimed_by
@@ -222,6 +248,7 @@ class Loop:
             source.before_wait()
         if not self._sources:
             return
+        self.turns += 1
         callbacks = self._callbacks
         ready = self._poller.poll(0.0 if self._soon else self._wait_limit(sources))
         while self._after_wait:
@@ -238,6 +265,17 @@ class Loop:
             self._soon.popleft()()
         for source in sources:
             source.after_turn()
+
+    def _tell_again(self) -> None:
+        """Let epoll tell once more what armed descriptors are ready for: it tells of each change once."""
+        for fd, callback in enumerate(self._callbacks):
+            if callback is None or fd in self._watched:
+                continue
+            try:
+                self._poller.arm(fd, INPUT | OUTPUT if fd in self._wants_output else INPUT)
+            except (OSError, ValueError):
+                # Closed without a word: there is nothing to tell of.
+                pass
 
     def _set_callback(self, fd: int, callback: Callable[[int], object]) -> None:
         missing = fd + 1 - len(self._callbacks)
