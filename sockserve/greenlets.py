@@ -1,8 +1,9 @@
 """Servers whose handlers run in greenlets, and what such a handler uses to wait. Needs the extra sockserve[greenlet].
 
 Thousands of connections take turns in one thread; each handler is written as if it were alone. A turn ends where a
-cooperative socket waits (``self.request``, what ``create_connection()`` returns) and in the functions here, never
-anywhere else: what blocks in another way belongs into ``run_in_thread()``. Called outside of such a handler they block
+cooperative socket (``self.request``, what ``create_connection()`` returns) waits, or finds that the turn has taken some
+milliseconds, and in the functions here, never anywhere else: what blocks in another way belongs into
+``run_in_thread()``. Called outside of such a handler they block
 the calling thread instead; only ``spawn()`` is for handlers alone.
 """
 
@@ -15,7 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from sockserve.concurrency.cooperative_socket import CooperativeSocket
 from sockserve.concurrency.greenlets import GreenletMixIn, cooperative
-from sockserve.concurrency.hub import current_worker, sleep
+from sockserve.concurrency.turns import current_worker, sleep, wait_in
 from sockserve.core.one_shot import OneShot
 from sockserve.core.server import TCPServer, UDPServer
 from sockserve.log import log
@@ -76,7 +77,7 @@ class Task:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it has ended, at most ``timeout`` seconds (None: without limit); say whether it has."""
         me = current_worker()
-        return self._ended.wait(timeout) if me is None else me.hub.wait(self._ended, timeout)
+        return self._ended.wait(timeout) if me is None else wait_in(me, self._ended, timeout)
 
     def run(self) -> None:
         """Make the call; what ``spawn()`` starts."""

@@ -16,7 +16,8 @@ from waiting import wait_until
 
 import sockserve
 from sockserve import greenlets
-from sockserve.concurrency.hub import Hub, Worker
+from sockserve.concurrency.hub import Hub
+from sockserve.concurrency.turns import Worker
 from sockserve.core.loop import Loop
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect

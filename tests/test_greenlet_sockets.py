@@ -17,7 +17,7 @@ from running_greenlets import Greenlets
 from under_test import LIMIT
 
 from sockserve.concurrency.cooperative_socket import CooperativeSocket
-from sockserve.concurrency.hub import sleep
+from sockserve.concurrency.turns import sleep
 
 BIG = 4_000_000
 """Bytes that no pair of sockets holds: whoever sends them has to wait."""
@@ -281,7 +281,7 @@ def test_it_goes_from_a_greenlet_to_a_thread_and_back(greenlets: Greenlets) -> N
     def read() -> list[bytes]:
         received = [one.recv(100)]
         me = greenlets.hub
-        from sockserve.concurrency.hub import current_worker  # noqa: PLC0415
+        from sockserve.concurrency.turns import current_worker  # noqa: PLC0415
 
         worker = current_worker()
         assert worker is not None

@@ -4,6 +4,7 @@ Rule 1. A loop tells of each change once (edge-triggered): what nobody waits for
 Rule 2. Whoever is not a worker waits as for any other socket, with its thread.
 Rule 3. A worker that waits for input gets its turns from the loop itself, with what there is to tell, until it pauses
 for anything else: to go through here each time would cost a connection with many requests a call for each.
+Rule 4. What always finds the descriptor ready gives its turn away all the same, after a time.
 """
 
 from __future__ import annotations
@@ -14,16 +15,36 @@ import selectors
 import time
 from typing import Any
 
-from sockserve.concurrency.hub import Worker, getcurrent
-from sockserve.core.loop import INPUT, OUTPUT, Loop
+from sockserve.concurrency.turns import Worker, current_worker, getcurrent
+from sockserve.core.loop import INPUT, LONGEST_WAIT, OUTPUT, Loop
 
-__all__ = ["INPUT", "Channel"]
+__all__ = ["FEW", "INPUT", "Channel"]
+
+FEW = 8
+"""Operations that may have gone on without a wait before it is looked how long the worker has had its turn: a short
+request has fewer, and does not pay for the look."""
+
+TURN = 0.005
+"""Seconds after which a worker that need not wait gives its turn away: as long as CPython lets a thread run."""
 
 
 class Channel:
     """One open descriptor; it is not closed with the channel."""
 
-    __slots__ = ("direct", "fd", "has_ended", "is_dry", "limit", "loop", "outputs", "reader", "writer")
+    __slots__ = (
+        "direct",
+        "fd",
+        "has_ended",
+        "is_dry",
+        "limit",
+        "loop",
+        "outputs",
+        "reader",
+        "turn",
+        "turn_ends",
+        "unwaited",
+        "writer",
+    )
 
     def __init__(self, fd: int, limit: float | None) -> None:
         self.fd = fd
@@ -44,6 +65,28 @@ class Channel:
         """Who waits for output."""
         self.direct: Worker | None = None
         """The reader, if the loop gives it its turns by itself; also between two waits."""
+        self.unwaited = 0
+        """Operations since ``share()`` saw that the worker had waited; it is called when they are more than FEW."""
+        self.turn = -1
+        self.turn_ends = 0.0
+
+    def share(self) -> None:
+        """Give the turn away if the caller has had it for long enough. Before an operation that may well not wait."""
+        now = time.monotonic()
+        if now < self.turn_ends:
+            return
+        me = current_worker()
+        loop = None if me is None else me.hub.loop
+        if me is None or loop is None or self.limit == 0:
+            self.unwaited = 0
+            return
+        if self.turn == loop.turns:
+            me.hub.give_way(me)
+            now = time.monotonic()
+        else:
+            self.unwaited = 0
+        self.turn = loop.turns
+        self.turn_ends = now + TURN
 
     def begin(self) -> float | None:
         """When an operation that begins now has to end; None: never."""
@@ -61,7 +104,11 @@ class Channel:
             self._wait_in_thread(selectors.EVENT_READ, deadline)
             return deadline
         if self.direct is not me:
-            self._begin_to_read(me)
+            try:
+                self._begin_to_read(me)
+            except OSError:
+                self.reader = None
+                raise
         try:
             told = me.hub.switch() if deadline is None else me.listen(deadline)
         except BaseException:
@@ -105,9 +152,9 @@ class Channel:
         self.writer = me
         me.awaits = self
         loop = me.hub.loop
-        if self.loop is not loop or not self.outputs:
-            self.rearm(loop)
         try:
+            if self.loop is not loop or not self.outputs:
+                self.rearm(loop)
             me.pause(deadline)
         finally:
             self.writer = None
@@ -123,8 +170,11 @@ class Channel:
         if self.direct is getcurrent():
             # It closes, and so does not wait.
             self.step_between()
+        self._wake_all()
+
+    def _wake_all(self, but: object = None) -> None:
         for worker in (self.reader, self.writer):
-            if worker is not None:
+            if worker is not None and worker is not but:
                 worker.hub.resume(worker)
 
     def release(self) -> int:
@@ -135,18 +185,33 @@ class Channel:
         self.close()
         return fd
 
+    def follow(self, loop: Loop | None) -> None:
+        """Be told by this loop from now on. If that fails, those that wait try it themselves, and hear of the error."""
+        try:
+            self.rearm(loop)
+        except OSError:
+            self._wake_all()
+
     def rearm(self, loop: Loop | None) -> None:
-        """Be told by this loop from now on."""
+        """Be told by this loop from now on. Raises OSError if it has no room; then another try may succeed."""
         if self.fd < 0 or loop is None:
             return
         self.step_between()
         self.loop = loop
         self.outputs = self.writer is not None
         wanted = (INPUT if self.reader is not None else 0) | (OUTPUT if self.outputs else 0)
-        if wanted:
-            loop.arm(self.fd, self._on_change if loop.stays_armed else self._on_single_change, wanted)
-        else:
+        if not wanted:
             self.loop = None
+            return
+        try:
+            loop.arm(self.fd, self._on_change if loop.stays_armed else self._on_single_change, wanted)
+        except OSError:
+            self.loop = None
+            self.outputs = False
+            loop.forget(self.fd)
+            # Of two that wait for it the other one is not told any more either.
+            self._wake_all(but=getcurrent())
+            raise
 
     def step_between(self) -> None:
         """Be told by the loop again, instead of the reader; that one waits on, if it does."""
@@ -196,7 +261,7 @@ class Channel:
         loop, self.loop = self.loop, None
         self._on_change(events)
         if self.loop is not loop and (self.reader is not None or self.writer is not None):
-            self.rearm(loop)
+            self.follow(loop)
 
     def _check_time(self, deadline: float | None) -> float:
         now = time.monotonic()
@@ -207,6 +272,7 @@ class Channel:
         return deadline
 
     def _wait_in_thread(self, event: int, deadline: float | None) -> None:
-        with selectors.DefaultSelector() as selector:
+        # Not the default one, which needs a descriptor.
+        with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:
             selector.register(self.fd, event)
-            selector.select(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            selector.select(None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT))

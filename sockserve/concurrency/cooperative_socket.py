@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 import errno
+import math
+import operator
 import os
 import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
-from sockserve.concurrency.channel import INPUT, Channel
-from sockserve.concurrency.hub import getcurrent, sleep
+from sockserve.concurrency.channel import FEW, INPUT, Channel
+from sockserve.concurrency.turns import getcurrent, sleep
 
 __all__ = ["CooperativeMethods", "CooperativeSocket"]
 
@@ -22,6 +24,9 @@ _bare_send = socket.socket.send
 
 _WAITALL: int = getattr(socket, "MSG_WAITALL", 0)
 _DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
+
+LONGEST_TIMEOUT = 2.0**63 / 1e9
+"""Seconds that ``socket.settimeout()`` takes at most: it counts nanoseconds."""
 
 SENDFILE_BLOCK = 2**30
 """Bytes that one sendfile(2) is asked for: what ``socket.socket.sendfile()`` asks for."""
@@ -74,6 +79,10 @@ class CooperativeMethods(socket.socket):
                     return data
             if channel.limit != 0:
                 deadline = channel.wait_input()
+        else:
+            channel.unwaited += 1
+            if channel.unwaited > FEW:
+                channel.share()
         while True:
             try:
                 data = _bare_recv(self, bufsize, flags)
@@ -97,6 +106,10 @@ class CooperativeMethods(socket.socket):
                 return len(data)
         elif channel.is_dry and channel.limit != 0:
             deadline = channel.wait_input()
+        else:
+            channel.unwaited += 1
+            if channel.unwaited > FEW:
+                channel.share()
         while True:
             try:
                 count = _bare_recv_into(self, buffer, nbytes, flags)
@@ -134,6 +147,9 @@ class CooperativeMethods(socket.socket):
     def send(self, data: Any, flags: int = 0, /) -> int:
         channel = self._serving_channel
         deadline = None
+        channel.unwaited += 1
+        if channel.unwaited > FEW:
+            channel.share()
         while True:
             try:
                 return _bare_send(self, data, flags)
@@ -143,6 +159,10 @@ class CooperativeMethods(socket.socket):
             deadline = channel.wait_output(deadline)
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
+        channel = self._serving_channel
+        channel.unwaited += 1
+        if channel.unwaited > FEW:
+            channel.share()
         try:
             sent = _bare_send(self, data, flags)
         except BlockingIOError:
@@ -228,11 +248,7 @@ class CooperativeMethods(socket.socket):
     # time-outs
 
     def settimeout(self, value: float | None, /) -> None:
-        if value is not None:
-            value = float(value)
-            if value < 0:
-                raise ValueError("Timeout value out of range")
-        self._serving_channel.limit = value
+        self._serving_channel.limit = None if value is None else _seconds(value)
 
     def gettimeout(self) -> float | None:
         return self._serving_channel.limit
@@ -274,7 +290,12 @@ class CooperativeMethods(socket.socket):
         return bool(self.recv(1, socket.MSG_PEEK))
 
     def wait_writable(self, timeout: float) -> bool:
-        """Wait until it takes more output, at most ``timeout`` seconds; say whether it may."""
+        """Wait until it takes more output, at most ``timeout`` seconds (inf: without limit); say whether it may.
+
+        Raises ValueError if ``timeout`` is NaN.
+        """
+        if timeout != timeout:  # noqa: PLR0124 - NaN is what equals nothing
+            raise ValueError("a timeout cannot be NaN")
         deadline = time.monotonic() + timeout
         try:
             self._serving_channel.wait_output(deadline)
@@ -285,12 +306,16 @@ class CooperativeMethods(socket.socket):
     def _serving_retry(
         self, wait: Callable[[float | None], float | None], flags: int, operation: Callable[..., Any], *args: Any
     ) -> Any:
+        channel = self._serving_channel
         deadline = None
+        channel.unwaited += 1
+        if channel.unwaited > FEW:
+            channel.share()
         while True:
             try:
                 return operation(*args)
             except BlockingIOError:
-                if self._serving_channel.limit == 0 or flags & _DONT_WAIT:
+                if channel.limit == 0 or flags & _DONT_WAIT:
                     raise
             deadline = wait(deadline)
 
@@ -299,6 +324,9 @@ class CooperativeMethods(socket.socket):
         # Of the whole, as CPython has it.
         deadline = channel.begin()
         while rest:
+            channel.unwaited += 1
+            if channel.unwaited > FEW:
+                channel.share()
             try:
                 rest = rest[_bare_send(self, rest, flags) :]
             except BlockingIOError:
@@ -331,3 +359,16 @@ class CooperativeSocket(CooperativeMethods):
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
         super().__init__(family, type, proto, fileno)
         self._serving_begin(socket.socket.gettimeout(self))
+
+
+def _seconds(value: Any) -> float:
+    """A time-out as ``socket.settimeout()`` takes it; raises what that raises."""
+    # Not float(), which takes text as well.
+    seconds = float(value if isinstance(value, float) else operator.index(value))
+    if math.isnan(seconds):
+        raise ValueError("Invalid value NaN (not a number)")
+    if abs(seconds) > LONGEST_TIMEOUT:
+        raise OverflowError("timestamp too large to convert to C PyTime_t")
+    if seconds < 0:
+        raise ValueError("Timeout value out of range")
+    return seconds

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any, cast
 
+from sockserve.concurrency.channel import FEW
 from sockserve.concurrency.cooperative_socket import CooperativeMethods
 
 __all__ = ["CooperativeTLSSocket"]
@@ -52,6 +53,9 @@ class CooperativeTLSSocket(  # type: ignore[misc]  # pyright: ignore[reportIncom
 
     def _serving_tls(self, operation: Callable[..., Any], *args: Any) -> Any:
         channel = self._serving_channel
+        channel.unwaited += 1
+        if channel.unwaited > FEW:
+            channel.share()
         # One for the whole operation: a record may come a byte at a time.
         deadline = channel.begin()
         while True:

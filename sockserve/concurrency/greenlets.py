@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import functools
 import socket
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from sockserve.concurrency.cooperative_socket import CooperativeMethods, CooperativeSocket
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
-from sockserve.concurrency.hub import Hub, Worker, current_worker
+from sockserve.concurrency.hub import Hub
+from sockserve.concurrency.turns import Worker, current_worker
 from sockserve.concurrency.watchdog import Watchdog
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.base_order import refuse_other_way
@@ -53,10 +53,12 @@ class GreenletDispatcher:
 
     def hub_here(self) -> Hub:
         """The hub of this thread: a worker can never leave its own."""
-        if self.hub.thread not in (None, threading.get_ident()):
-            if self.hub.workers:
-                self._left_behind.append(self.hub)
-            self.hub = Hub()
+        if self.hub.is_elsewhere():
+            left, self.hub = self.hub, Hub()
+            if left.workers:
+                self._left_behind.append(left)
+            else:
+                left.unreserve()
             if self._loop is not None:
                 self._host(self._loop)
         return self.hub
@@ -64,6 +66,7 @@ class GreenletDispatcher:
     def _host(self, loop: Loop) -> None:
         self.hub.move_to(loop)
         self.hub.lets_rest = True
+        self.hub.reserve()
 
     def reap(self) -> None:
         pass
@@ -74,9 +77,12 @@ class GreenletDispatcher:
     def close(self, timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
         for hub in (self.hub, *self._left_behind):
-            if not hub.wait_until_idle(None if deadline is None else deadline - time.monotonic()):
+            is_idle = hub.wait_until_idle(None if deadline is None else deadline - time.monotonic())
+            if is_idle or hub.is_lost():
+                hub.close_threads()
+                hub.unreserve()
+            if not is_idle:
                 return False
-            hub.close_threads()
         self._left_behind.clear()
         return True
 
@@ -87,12 +93,14 @@ class GreenletDispatcher:
     def attach(self, loop: Loop) -> None:
         self._loop = loop
         self._watchdog = self._watch(loop)
-        if self.hub.thread in (None, threading.get_ident()):
+        if not self.hub.is_elsewhere():
             self._host(loop)
 
     def detach(self) -> None:
         self._loop = None
         self.hub.dismiss()
+        if not self.hub.workers:
+            self.hub.unreserve()
         if self._watchdog is not None:
             self._watchdog.stop()
 
@@ -178,6 +186,7 @@ class GreenletMixIn(DispatchingMixIn):
             if not hub.wait_until_idle(CUT_GRACE):
                 hub.kill(CUT_GRACE)
         hub.close_threads()
+        hub.unreserve()
 
     def _serving_end_cut_workers(self) -> bool:
         # One that neither reads nor writes has not noticed.

@@ -1,278 +1,46 @@
-"""The hub: workers that are greenlets, and take turns in the thread of one loop.
+"""The hub: what the thread of a loop and its workers is to others, who wait for them, end them, or stop the program.
 
-Rule 1. A worker gives its turn away in ``pause()`` only, to the loop's own greenlet, which gives it back.
-Rule 2. A turn may come for nothing: whoever pauses looks again at what it waits for.
-Rule 3. A loop may end before the workers do; another one in the same thread takes them over where they are.
-Rule 4. A worker that is done rests, and serves again; nothing of what it did is left for what it does next.
+Rule 1. Whatever waits for workers in their own thread, but outside of them, runs them meanwhile.
+Rule 2. To wait needs no descriptor that is not there already.
 """
 
 from __future__ import annotations
 
-import collections
-import contextvars
-import threading
+import atexit
+import os
 import time
+import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar, cast
 
-from sockserve.core.loop import Loop, Timer
+from sockserve.concurrency.errand import Errand
+from sockserve.concurrency.turns import Turns, Worker, current_worker, getcurrent, sleep, wait_in
+from sockserve.core.lifecycle import CUT_GRACE
+from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
+from sockserve.log import log
 
-try:
-    import greenlet
-    from greenlet import getcurrent
-except ImportError as error:
-    raise ImportError(
-        "handlers in greenlets need the library greenlet: pip install 'sockserve[greenlet]'", name="greenlet"
-    ) from error
-
-__all__ = ["Awaited", "Hub", "Worker", "current_worker", "getcurrent", "sleep"]
+__all__ = ["Hub", "Worker", "current_worker", "getcurrent", "sleep"]
 
 
-Result = TypeVar("Result")
-
-MOST_RESTING = 64
-"""Workers at most that wait for their next function: to make one, with its stack, takes as long as a short request."""
-
-
-class Awaited(Protocol):
-    """What a worker waits for, if the loop has to know of it."""
-
-    def rearm(self, loop: Loop) -> None:
-        """Another loop has taken over."""
-
-    def step_between(self) -> None:
-        """The loop gives the worker turns by itself, and shall no longer."""
-
-
-class Worker(greenlet.greenlet):
-    """A greenlet that runs a function, and pauses in it; later perhaps another one."""
-
-    __slots__ = ("_timer", "argument", "awaits", "deadline", "function", "hub", "listens_to")
-
-    def __init__(self, hub: Hub, function: Callable[..., object], argument: object = None) -> None:
-        super().__init__(_work, hub.loop_greenlet)
-        self.hub = hub
-        self.give(function, argument)
-        self.awaits: Awaited | None = None
-        """What it waits for, or has waited for."""
-        self.listens_to: Awaited | None = None
-        """What the loop tells it of by itself: each turn may be about that, until something steps between."""
-        self.deadline: float | None = None
-        """When its present pause ends at the latest, on the clock of ``time.monotonic()``."""
-        self._timer: Timer | None = None
-
-    def give(self, function: Callable[..., object], argument: object) -> None:
-        """Say what it runs when it has its next turn."""
-        # Apart, which for each connection takes less memory than a closure.
-        self.function: Callable[..., object] | None = function
-        self.argument = argument
-        # A worker sees the context variables of whoever started it, and changes its own only. If there are none it
-        # gets a context of its own with the first that it sets.
-        context = contextvars.copy_context()
-        if context:
-            self.gr_context = context
-
-    def take_function(self) -> Callable[..., object]:
-        """What it runs, which is kept no longer than until it is called."""
-        function, self.function = self.function, None
-        return cast("Callable[..., object]", function)
-
-    def leave_nothing(self) -> None:
-        """Let nobody tell it any more of what it was at."""
-        if self.listens_to is not None:
-            self.listens_to.step_between()
-        self.clear_timer()
-        # A request's record knows its worker: in a circle both would stay until the garbage collector comes by.
-        self.awaits = self.argument = None
-
-    def is_current(self) -> bool:
-        """Whether it is what calls this."""
-        return getcurrent() is self
-
-    def pause(self, deadline: float | None = None) -> None:
-        """Let others run until one of them, or the loop, gives the turn back; or until ``deadline``."""
-        if self.listens_to is not None:
-            self.listens_to.step_between()
-        if deadline is None:
-            self.hub.switch()
-        else:
-            self.listen(deadline)
-
-    def listen(self, deadline: float) -> object:
-        """As ``pause()``; return what the loop tells of what the worker listens to, or an empty tuple."""
-        self.deadline = deadline
-        if self._timer is None or deadline < self._timer.when:
-            self.set_timer()
-        try:
-            return self.hub.switch()
-        finally:
-            self.deadline = None
-
-    def set_timer(self) -> None:
-        """End the present pause in time. One timer serves many pauses: it finds out later that they went on."""
-        self.clear_timer()
-        loop = self.hub.loop
-        if self.deadline is not None and loop is not None:
-            self._timer = loop.call_later(self.deadline - time.monotonic(), self._on_timer)
-
-    def clear_timer(self) -> None:
-        """Leave nothing behind in the loop."""
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        if self.deadline is None:
-            return
-        if self.deadline <= time.monotonic():
-            self.switch()
-        else:
-            self.set_timer()
-
-
-def _work() -> None:
-    # A function, as each method that is under way is an object of its own for each connection.
-    me = cast("Worker", getcurrent())
-    try:
-        while True:
-            # Not by "*": that makes the stack longer which a switch copies.
-            if me.argument is None:
-                me.take_function()()
-            else:
-                me.take_function()(me.argument)
-            if not me.hub.rests(me):
-                return
-    finally:
-        me.hub.ended(me)
-
-
-def _no_loop() -> None:
-    raise RuntimeError("a worker can give its turn to nobody")
-
-
-class Hub:
-    """The workers of one thread."""
+class Hub(Turns):
+    """The workers of one thread, as seen from outside of them."""
 
     def __init__(self) -> None:
-        self.loop: Loop | None = None
-        self.thread: int | None = None
-        """The thread that the workers belong to; None: there was none yet."""
-        self.loop_greenlet: greenlet.greenlet | None = None
-        """What runs the loop; a worker that ends gives its turn back there."""
-        self.switch: Callable[[], object] = _no_loop
-        """Gives a worker's turn back to the loop."""
-        self.is_stranded = False
-        """Whether the loop has ended by an exception, so that the workers rest until their own thread comes back."""
-        self.workers: set[Worker] = set()
-        """Those that have something to do."""
-        self.lets_rest = False
-        """Whether one that is done shall stay for more, until ``dismiss()``."""
-        self._resting: list[Worker] = []
-        self._ready: collections.deque[Worker] = collections.deque()
+        super().__init__()
+        self._errand_loop: Loop | None = None
+        """What runs the workers while something in their thread, but outside of them, waits."""
+        self._spare_loop: Loop | None = None
+        """The next such loop: it needs descriptors, and what waits for an end may do so when there are none left."""
         self._watchers: list[Callable[[], object]] = []
-        self._executor: ThreadPoolExecutor | None = None
-
-    # turns
-
-    def begin(self, function: Callable[..., object], argument: object = None) -> Worker:
-        """Run a function, with its argument if it has one, in a new worker until it pauses or ends.
-
-        What is no Exception is raised here.
-        """
-        self.settle()
-        worker = self._worker_for(function, argument)
-        worker.switch()
-        return worker
-
-    def spawn(self, function: Callable[[], object]) -> Worker:
-        """Run it in a new worker soon. Called in a worker."""
-        worker = self._worker_for(function)
-        self.resume(worker)
-        return worker
-
-    def _worker_for(self, function: Callable[..., object], argument: object = None) -> Worker:
-        if self._resting:
-            worker = self._resting.pop()
-            worker.give(function, argument)
-        else:
-            worker = Worker(self, function, argument)
-        self.workers.add(worker)
-        return worker
-
-    def resume(self, worker: Worker) -> None:
-        """Give a worker its turn soon; from any thread."""
-        # In this order: see move_to().
-        self._ready.append(worker)
-        loop = self.loop
-        if loop is not None:
-            loop.call_soon(self._resume_ready)
-
-    def _resume_ready(self) -> None:
-        for _ in range(len(self._ready)):
-            worker = self._ready.popleft()
-            if not worker.dead:
-                worker.switch()
-
-    def rests(self, worker: Worker) -> bool:
-        """Let a worker that calls this rest until it is given something to do; false: it shall end."""
-        if not self.lets_rest or len(self._resting) >= MOST_RESTING:
-            return False
-        self.ended(worker)
-        worker.gr_context = None
-        self._resting.append(worker)
-        try:
-            while worker.function is None:
-                self.switch()
-        except BaseException:
-            # A signal handler's: whoever ends is nobody to be given anything.
-            if worker in self._resting:
-                self._resting.remove(worker)
-            raise
-        return True
-
-    def dismiss(self) -> None:
-        """Let none rest any more; those that do end, if this is their thread."""
-        self.lets_rest = False
-        while self._resting and self.thread == threading.get_ident():
-            worker = self._resting.pop()
-            # Whoever ends gives its turn back there.
-            worker.parent = getcurrent()
-            worker.throw()
+        _hubs.append(weakref.ref(self, _hubs.remove))
 
     def ended(self, worker: Worker) -> None:
         """A worker is about to end, or to rest."""
-        self.workers.discard(worker)
-        worker.leave_nothing()
+        super().ended(worker)
         while self._watchers:
             self._watchers.pop()()
 
-    # loops
-
-    def settle(self) -> None:
-        """Give the turns away in the greenlet that calls this: it runs the loop, or is about to."""
-        me = getcurrent()
-        if me is not self.loop_greenlet:
-            self.thread = threading.get_ident()
-            self.loop_greenlet = me
-            self.switch = me.switch
-            for worker in (*self.workers, *self._resting):
-                worker.parent = me
-
-    def move_to(self, loop: Loop) -> None:
-        """Be served by a loop that runs in this thread."""
-        if loop is self.loop:
-            return
-        self.loop = loop
-        self.is_stranded = False
-        for worker in self.workers:
-            worker.set_timer()
-            if worker.awaits is not None:
-                worker.awaits.rearm(loop)
-        if self._ready:
-            loop.call_soon(self._resume_ready)
+    # errands
 
     def run(self, function: Callable[[], object]) -> Worker:
         """Run a function in a new worker until it ends, and the other workers meanwhile."""
@@ -290,22 +58,79 @@ class Hub:
 
     def _run_until(self, change: OneShot, timeout: float | None, start: Callable[[], object] | None = None) -> bool:
         """Let the workers run, from outside of them, until ``change`` is set; False: ``timeout`` was not enough."""
-        outer = self.loop
-        with Loop() as loop:
-            errand = _Errand(loop, change)
-            change.then(loop.wake)
+        outer, loop = self.loop, self._errand_loop
+        is_outermost = loop is None
+        had_spare = self._spare_loop is not None
+        if loop is None:
+            loop, self._spare_loop = self._spare_loop or Loop(), None
+            self._errand_loop = loop
+        # Else a signal handler has interrupted such a wait: it needs no loop of its own.
+        errand = Errand(loop, change)
+        try:
             if timeout is not None:
                 loop.call_later(timeout, errand.leave)
             if start is not None:
                 loop.call_soon(start)
+            if self._ready:
+                loop.call_soon(self._resume_ready)
             self.settle()
             self.move_to(loop)
-            try:
-                loop.run()
-            finally:
+            loop.run(errand)
+        finally:
+            errand.leave()
+            if is_outermost:
+                self._errand_loop = None
+                loop.close()
+                if had_spare:
+                    self.reserve()
                 if outer is not None and not outer.is_closed:
                     self.move_to(outer)
         return change.is_set()
+
+    def reserve(self) -> None:
+        """Have at hand what a wait will need; also if there is none to be had: it tries again then."""
+        if self._spare_loop is None:
+            try:
+                self._spare_loop = Loop()
+            except OSError as error:
+                log.debug("there will be no loop to wait in: %s", error)
+
+    def unreserve(self) -> None:
+        """Give that back. From any thread."""
+        spare, self._spare_loop = self._spare_loop, None
+        if spare is not None:
+            spare.close()
+
+    def stand_still(self, deadline: float) -> None:
+        """Keep the thread, another one, out of its workers from now on; wait until it is, or ``deadline`` is over.
+
+        For the interpreter's end: CPython before 3.14 ends threads that still run then by pthread_exit(3), which
+        unwinds their stack, and crashes if that is a greenlet's.
+        """
+        stands = OneShot()
+        asked: Loop | None = None
+
+        def stand() -> None:
+            stands.set()
+            # Not for ever: something else that runs at the interpreter's end may yet stop the server.
+            OneShot().wait(CUT_GRACE)
+            if asked is not None:
+                asked.call_soon(stand)
+
+        while self.is_elsewhere() and not self.has_ended() and time.monotonic() < deadline:
+            loop = self.loop
+            if loop is None or (loop.is_closed and not self.workers):
+                return
+            if loop is not asked:
+                asked = loop
+                loop.call_soon(stand)
+            # Its thread may just now leave the one loop for the next.
+            if stands.wait(0.01):
+                return
+
+    def has_ended(self) -> bool:
+        """Whether the thread of the workers has ended, and so nothing can run them any more."""
+        return self.thread is not None and self.thread.has_ended()
 
     # waiting
 
@@ -316,8 +141,8 @@ class Hub:
         """
         me = current_worker()
         if me is not None:
-            return _wait_in(me, change, timeout)
-        if self.thread == threading.get_ident():
+            return wait_in(me, change, timeout)
+        if self.is_here():
             return self._run_until(change, timeout)
         return change.wait(timeout)
 
@@ -330,11 +155,13 @@ class Hub:
             if not self.others():
                 return True
             remaining = None if deadline is None else deadline - time.monotonic()
-            if (remaining is not None and remaining <= 0) or (
-                self.is_stranded and self.thread != threading.get_ident()
-            ):
+            if (remaining is not None and remaining <= 0) or self.is_lost():
                 return False
             self.wait(change, remaining)
+
+    def is_lost(self) -> bool:
+        """Whether the caller cannot have the workers run, and nothing else does."""
+        return self.is_elsewhere() and (self.is_stranded or self.has_ended())
 
     def others(self) -> set[Worker]:
         """The workers but the caller."""
@@ -343,7 +170,7 @@ class Hub:
     def kill(self, timeout: float) -> bool:
         """Raise GreenletExit in the workers but the caller; say whether they ended, within ``timeout`` seconds."""
         me = current_worker()
-        if me is None and self.thread == threading.get_ident():
+        if me is None and self.is_here():
             self._throw_into(self.others())
         elif self.loop is not None and not self.loop.is_closed:
             self.loop.call_soon(lambda: self._throw_into(self.workers - {me}))
@@ -356,79 +183,20 @@ class Hub:
                 # One that had not begun does not tell that it ended.
                 self.ended(worker)
 
-    # threads
 
-    def run_in_thread(self, me: Worker, function: Callable[[], Result]) -> Result:
-        """Call a function in a thread of a pool while other workers go on; return or raise what it does."""
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(thread_name_prefix="sockserve-greenlets")
-        future = self._executor.submit(contextvars.copy_context().run, function)
-        future.add_done_callback(lambda _: self.resume(me))
-        try:
-            while not future.done():
-                me.pause()
-        finally:
-            future.cancel()
-        return future.result()
-
-    def close_threads(self) -> None:
-        """Let the pool's threads end when they have nothing to do."""
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            executor.shutdown(wait=False)
+_hubs: list[weakref.ref[Hub]] = []
+"""All hubs of this process. A list, as its operations are atomic."""
 
 
-class _Errand:
-    """Keeps a loop running until something has happened."""
-
-    max_wait: float | None = None
-
-    def __init__(self, loop: Loop, change: OneShot) -> None:
-        self._loop = loop
-        self._change = change
-        loop.add(self)
-
-    def before_wait(self) -> None:
-        """Leave if it has."""
-        if self._change.is_set():
-            self.leave()
-
-    def after_turn(self) -> None:
-        """Nothing is due."""
-
-    def leave(self) -> None:
-        """Let the loop end."""
-        self._loop.remove(self)
-
-    def abandon(self) -> None:
-        """Nothing to close."""
+@atexit.register
+def _stand_still() -> None:
+    deadline = time.monotonic() + CUT_GRACE
+    for reference in _hubs.copy():
+        hub = reference()
+        if hub is not None:
+            hub.stand_still(deadline)
 
 
-def current_worker() -> Worker | None:
-    """The worker that calls this; None: no worker does."""
-    me: Any = getcurrent()
-    return me if isinstance(me, Worker) else None
-
-
-def _wait_in(me: Worker, change: OneShot, timeout: float | None) -> bool:
-    deadline = None if timeout is None else time.monotonic() + timeout
-    change.then(lambda: me.hub.resume(me))
-    while not change.is_set():
-        if deadline is not None and deadline <= time.monotonic():
-            return False
-        me.pause(deadline)
-    return True
-
-
-def sleep(seconds: float) -> None:
-    """Let others run for so many seconds; outside of a worker, block the thread."""
-    me = current_worker()
-    if me is None:
-        time.sleep(seconds)  # noqa: TID251 - it is what was asked for
-    elif seconds <= 0:
-        me.hub.resume(me)
-        me.pause()
-    else:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            me.pause(deadline)
+if hasattr(os, "register_at_fork"):
+    # The threads of the others are not in the child, and their loops are the parent's.
+    os.register_at_fork(after_in_child=_hubs.clear)

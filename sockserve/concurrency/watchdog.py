@@ -11,7 +11,7 @@ from typing import Any
 from sockserve.core import loop as loop_module
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
-from sockserve.log import log
+from sockserve.log import Lines, log
 
 __all__ = ["Watchdog"]
 
@@ -67,5 +67,5 @@ class Watchdog:
                 "%s: a handler has let nobody else go on for more than %g s; it is here:\n%s",
                 self._name,
                 limit,
-                "".join(traceback.format_stack(frame)),
+                Lines("".join(traceback.format_stack(frame))),
             )

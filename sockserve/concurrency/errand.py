@@ -1,0 +1,35 @@
+"""What keeps a loop running until something has happened."""
+
+from __future__ import annotations
+
+from sockserve.core.loop import Loop
+from sockserve.core.one_shot import OneShot
+
+__all__ = ["Errand"]
+
+
+class Errand:
+    """A source of a loop that leaves it once ``change`` is set."""
+
+    max_wait: float | None = None
+
+    def __init__(self, loop: Loop, change: OneShot) -> None:
+        self._loop = loop
+        self._change = change
+        loop.add(self)
+        change.then(loop.wake)
+
+    def before_wait(self) -> None:
+        """Leave if it has."""
+        if self._change.is_set():
+            self.leave()
+
+    def after_turn(self) -> None:
+        """Nothing is due."""
+
+    def leave(self) -> None:
+        """Let the loop end."""
+        self._loop.remove(self)
+
+    def abandon(self) -> None:
+        """Nothing to close."""
