@@ -17,8 +17,19 @@ from sockserve.core.base_order import refuse_wrong_order
 from sockserve.core.events import Events
 from sockserve.core.lifecycle import CUT_GRACE
 from sockserve.core.loop import Loop
-from sockserve.core.request_life import begin, call, contain, cut_others, serve, takes_record
+from sockserve.core.request_life import (
+    begin,
+    call,
+    contain,
+    cut_others,
+    fail,
+    give_up,
+    let_go,
+    serve,
+    takes_record,
+)
 from sockserve.log import log
+from sockserve.net.lingering import LINGER_SECONDS, finish_lingering
 
 __all__ = ["Dispatcher", "DispatchingMixIn", "WaitingForWorkersMixIn"]
 
@@ -83,7 +94,10 @@ class WaitingForWorkersMixIn:
                 super().server_close()  # type: ignore[misc]
         else:
             super().server_close()  # type: ignore[misc]
-            self._serving_wait_for_workers()
+            try:
+                self._serving_wait_for_workers()
+            finally:
+                finish_lingering(self)
 
     def _serving_wait_for_workers(self) -> None:
         lifecycle = getattr(self, "_serving_lifecycle", None)
@@ -110,6 +124,8 @@ class WaitingForWorkersMixIn:
 
 class DispatchingMixIn(WaitingForWorkersMixIn):
     """Gives each request to a dispatcher. The concrete mix-ins say which."""
+
+    _serving_patience = LINGER_SECONDS
 
     @property
     def _serving_dispatcher(self) -> Any:
@@ -146,9 +162,19 @@ class DispatchingMixIn(WaitingForWorkersMixIn):
         self._serving_process(begin(self, request, client_address))
 
     def _serving_dispatch(self, live: LiveRequest) -> None:
-        release = functools.partial(self.close_request, live.request)  # type: ignore[attr-defined]
+        release = functools.partial(self._serving_release, live)
         # Not a partial, which would part Python's calls.
         self._serving_dispatcher.dispatch(lambda: self._serving_work(live), release)
+
+    def _serving_release(self, live: LiveRequest) -> None:
+        """Close this process's copy of a request that a child has."""
+        try:
+            self.close_request(live.request)  # type: ignore[attr-defined]
+        except Exception:
+            # The request itself goes on, and its end is not this.
+            log.exception("%s: cannot close the parent's copy of %s", self, live.client_address)
+            if isinstance(live.request, socket.socket):
+                live.request.close()
 
     def _serving_serve(self, live: LiveRequest) -> None:
         live.thread = threading.get_ident()
@@ -163,9 +189,21 @@ class DispatchingMixIn(WaitingForWorkersMixIn):
         self._serving_serve(begin(self, request, client_address))
 
     def _serving_work(self, live: LiveRequest) -> str:
-        # A signal handler's exception may have torn the loop from its wait for the worker's beginning.
-        if live.claim("worker"):
-            call(self.process_request_thread, self, live)
+        try:
+            # A signal handler's exception may have torn the loop from its wait for the worker's beginning.
+            if live.claim("worker"):
+                call(self.process_request_thread, self, live)
+        except BaseException as error:
+            # Before or in an override: nothing else closes the request then.
+            if live.state != "dispatch" or not (live.owner == "worker" or live.claim("worker")):
+                raise
+            live.thread = threading.get_ident()
+            if not isinstance(error, Exception):
+                give_up(self, live)
+                raise
+            fail(self, live, error)
+        if live.state == "dispatch" and live.owner == "worker":
+            let_go(self, live, "dispatch")
         return live.outcome
 
     def _serving_close_workers(self, timeout: float | None) -> bool:

@@ -124,7 +124,7 @@ class Duties(Observer):
         for server in self._servers:
             if _can_close_early(server):
                 # Past the mix-ins, which would wait for their workers.
-                TCPServer.server_close(server)
+                TCPServer._serving_free_address(server)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - not what lingers
             for live in table_of(server).all():
                 _drain_one(server, live)
 

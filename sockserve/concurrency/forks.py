@@ -39,6 +39,7 @@ from sockserve.core.request_life import forget
 from sockserve.core.taken_signals import is_taken, raw_signal, take, take_wakeup
 from sockserve.log import log
 from sockserve.net.closing import end_input
+from sockserve.net.lingering import lingering_of
 
 __all__ = ["ForkDispatcher", "ForkingMixIn"]
 
@@ -228,7 +229,7 @@ class ForkingMixIn(DispatchingMixIn):
         return ForkDispatcher(lambda: self.max_children)
 
     def _serving_dispatch(self, live: LiveRequest) -> None:
-        release = functools.partial(self.close_request, live.request)  # type: ignore[attr-defined]
+        release = functools.partial(self._serving_release, live)
         # A terminal sends these to the whole group, and the parent tells its children what they mean.
         for_parent = [signum for signum in (signal.SIGINT, signal.SIGHUP) if is_taken(signum)]
         blocked = raw_signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -258,6 +259,8 @@ class ForkingMixIn(DispatchingMixIn):
             # Other servers' listeners would stay open as well.
             loop.abandon(keep=self._serving_lifecycle.acceptor)  # type: ignore[attr-defined]
         live.table.keep_only(live)
+        lingering = lingering_of(self)
+        lingering.abandon()
         # The parent's observers hear it in the parent; here a lock of theirs may be held by a thread that is not here.
         live.events = UNHEARD
         # One of the program's would hear in the parent what this child is told.
@@ -267,7 +270,11 @@ class ForkingMixIn(DispatchingMixIn):
         drain = functools.partial(self._serving_drain_in_child, live)
         take(signal.SIGTERM, drain, was_blocked=signal.SIGTERM in blocked)
         raw_signal.pthread_sigmask(signal.SIG_SETMASK, blocked - {signal.SIGTERM})
-        return self._serving_work(live)
+        try:
+            return self._serving_work(live)
+        finally:
+            # There is no loop here that it could hold up.
+            lingering.finish()
 
     def _serving_drain_in_child(self, live: LiveRequest, signum: int) -> None:
         lifecycle = getattr(self, "_serving_lifecycle", None)

@@ -317,6 +317,7 @@ OF_THE_SUPERVISOR = (
     "_serving_dispatcher_made",
     "_serving_supervisor_made",
     "_serving_acceptor",
+    "_serving_lingering",
 )
 """Attributes of a server that a worker begins without: they are about what its parent does."""
 

@@ -30,6 +30,7 @@ from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.one_shot import OneShot
 from sockserve.core.taken_signals import take, when_forked
 from sockserve.log import log
+from sockserve.net.lingering import finish_lingering
 
 __all__ = ["be_worker", "obey", "wait_for_requests"]
 
@@ -105,3 +106,4 @@ def wait_for_requests(servers: Iterable[Any]) -> None:
     """Wait until nothing is in progress, in daemon threads either."""
     for server in servers:
         Lifecycle().wait_until_idle(table_of(server), None, OneShot.wait)
+        finish_lingering(server)

@@ -136,7 +136,7 @@ class ActiveRequests:
         self.watchers: list[Callable[[], None]] = []
         self.lot: ParkingPlace | None = None
         """Where those that come in now may be parked."""
-        # Guards the change between "verify", "kept" and being served; no verb of a server takes it.
+        # Guards the change between "verify" or "dispatch", "kept" and being served; no verb of a server takes it.
         self._keeping = threading.Lock()
 
     def add(self, request: Any, client_address: Any, events: Any = None) -> LiveRequest:
@@ -154,7 +154,7 @@ class ActiveRequests:
     def take(self, request: Any) -> LiveRequest | None:
         """The record of a request that the caller is going to serve, or to give to a worker."""
         live = self.by_id.get(id(request))
-        if live is None or live.state not in ("verify", "kept"):
+        if live is None or live.state not in ("verify", "kept", "dispatch"):
             return live
         with self._keeping:
             if live.kept is not None:
@@ -162,20 +162,21 @@ class ActiveRequests:
                     return None
                 live.request = request
                 live.kept = None
-            live.state = "dispatch"
+            # Out of the state that keep() may be asked about.
+            live.state = "prepare" if live.state == "dispatch" else "dispatch"
         return live
 
     def find(self, request: Any) -> LiveRequest | None:
         """The record of a request that is being served."""
         return self.by_id.get(id(request))
 
-    def keep(self, live: LiveRequest, gone: Callable[[], object]) -> bool:
-        """Let go of a request that nobody took, but not of its record, until somebody does or the request is gone.
+    def keep(self, live: LiveRequest, gone: Callable[[], object], state: str) -> bool:
+        """Let go of a request that nobody took out of this state, but not of its record, until that or its end.
 
         ``gone()`` is called when the subclass that has it forgets it. False: that could not be noticed, or is past.
         """
         with self._keeping:
-            if live.state != "verify":
+            if live.state != state:
                 return True
             request = live.request
             if not isinstance(request, socket.socket) or request.fileno() < 0:

@@ -13,12 +13,13 @@ from typing_extensions import TypeVar
 from sockserve.core.accept_failures import accept_failed, end_taken
 from sockserve.core.accepting import Acceptor, needs_no_poll
 from sockserve.core.active_requests import ActiveRequest, LiveRequest, table_of
+from sockserve.core.aftercare import wait_for_request
 from sockserve.core.base_order import refuse_wrong_order
 from sockserve.core.events import LogObserver, Observer, events_of
 from sockserve.core.lifecycle import CUT_GRACE, Drained, Lifecycle
-from sockserve.core.loop import Loop, wait_readable
+from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
-from sockserve.core.request_life import begin, cut_others, drain_one, serve, take, take_again, takes_record
+from sockserve.core.request_life import begin, cut_others, drain_one, serve, take, take_again, takes_record, unprepared
 from sockserve.errors import HandshakeError, ServerClosedError
 from sockserve.log import log
 from sockserve.net.accept_errors import judge
@@ -82,6 +83,11 @@ class BaseServer(Generic[RequestT, AddressT]):
 
     # The present stay in a loop, where every request looks for it.
     _serving_acceptor: Acceptor | None = None
+
+    _serving_raises_unprepared = True
+
+    _serving_patience = 0.0
+    """Seconds that the end of a request may wait for its peer in the thread where it is ended."""
 
     server_address: Any
     RequestHandlerClass: HandlerFactory
@@ -296,7 +302,7 @@ class BaseServer(Generic[RequestT, AddressT]):
         limits = [
             limit for limit in (self._serving_socket_timeout(), self._serving_request_timeout()) if limit is not None
         ]
-        if wait_readable(fd, min(limits, default=None)):
+        if wait_for_request(self, fd, min(limits, default=None)):
             return self._handle_request_noblock()
         return self.handle_timeout()
 
@@ -385,7 +391,13 @@ class BaseServer(Generic[RequestT, AddressT]):
         return request, client_address
 
     def finish_request(self, request: RequestT, client_address: AddressT) -> None:
-        """Run the handler: construct ``RequestHandlerClass(request, client_address, server)``."""
+        """Run the handler: construct ``RequestHandlerClass(request, client_address, server)``.
+
+        If the TLS handshake failed it is called too, so that an override can give back what ``process_request()``
+        took; then it raises HandshakeError, and no handler runs.
+        """
+        if unprepared and (error := unprepared.pop(id(request), None)) is not None:
+            raise error
         handler_class: Any = self.RequestHandlerClass
         new: Any = object.__new__
         is_plain = type(handler_class) is type and handler_class.__new__ is new

@@ -1,7 +1,7 @@
 """A request's life from VERIFY to SHUTDOWN, the same for every server and every way to run a handler.
 
 Rule 1. Whatever a step raises is reported once, to ``handle_error()`` inside the ``except``; then the request is
-closed.
+closed. What ``handle_error()`` raises propagates, and nothing else does that is an Exception.
 Rule 2. A request is closed exactly once, in the thread that served it, unless it was detached or a subclass kept it.
 Rule 3. Nothing here needs more of a server than ``socketserver``'s hooks: a standard library's is served as well.
 """
@@ -9,6 +9,7 @@ Rule 3. Nothing here needs more of a server than ``socketserver``'s hooks: a sta
 from __future__ import annotations
 
 import functools
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +29,10 @@ __all__ = [
     "contain",
     "cut_others",
     "drain_one",
+    "fail",
     "forget",
+    "give_up",
+    "let_go",
     "resume",
     "serve",
     "serves_at_once",
@@ -36,10 +40,15 @@ __all__ = [
     "take_again",
     "takes_record",
     "tell_cut",
+    "unprepared",
 ]
 
 
 _UNHEARD = Events(())
+
+unprepared: dict[int, HandshakeError] = {}
+"""By identity: requests whose ``finish_request()`` is called only so that what ``process_request()`` took is given
+back, with the error to raise in place of running the handler. Empty nearly always."""
 
 _STEPS: dict[Any, Callable[[Any, LiveRequest], None]] = {}
 """What a hook does with the record of its request; only hooks that are not overridden are found here."""
@@ -86,13 +95,13 @@ def take(server: Any, live: LiveRequest) -> None:
         else:
             _refuse(server, live)
     except Exception as error:
-        _report(server, live, error)
+        fail(server, live, error)
     except BaseException:
-        _give_up(server, live)
+        give_up(server, live)
         raise
     # Still "verify": a subclass's process_request() served it in its own way, or keeps it for process_request_thread().
-    if live.state == "verify" and not live.table.keep(live, functools.partial(forget, server, live)):
-        forget(server, live)
+    if live.state == "verify":
+        let_go(server, live, "verify")
 
 
 def serves_at_once(server: Any, events: Events) -> bool:
@@ -120,7 +129,11 @@ def take_again(server: Any, live: LiveRequest, request: Any, client_address: Any
             _refuse(server, live)
             return False
         live.state = "prepare"
-        prepared, client_address = server.prepare_request(request, client_address)
+        try:
+            prepared, client_address = server.prepare_request(request, client_address)
+        except HandshakeError as error:
+            _finish_unprepared(server, live, error)
+            return False
         live.client_address = client_address
         if prepared is not request:
             table.replace(live, prepared)
@@ -129,16 +142,20 @@ def take_again(server: Any, live: LiveRequest, request: Any, client_address: Any
         live.state = "shutdown"
         try:
             if not live.detached:
-                server.shutdown_request(prepared)
+                # Not a local variable: a hook may have replaced it since.
+                server.shutdown_request(live.request)
         finally:
             table.by_id.pop(live.key, None)
             if table.watchers:
                 table.tell_watchers()
     except Exception as error:
-        _report(server, live, error)
+        if live.state == "shutdown":
+            _end_failed(server, live, error)
+        else:
+            fail(server, live, error)
         return False
     except BaseException:
-        _give_up(server, live)
+        give_up(server, live)
         raise
     if live.is_shared or live.detached:
         return False
@@ -163,7 +180,11 @@ def serve(server: Any, live: LiveRequest) -> None:
     live.state = "prepare"
     # Not held in a variable meanwhile: of ten thousand clients each would keep its method alive.
     if hasattr(server, "prepare_request"):
-        request, live.client_address = server.prepare_request(live.request, live.client_address)
+        try:
+            request, live.client_address = server.prepare_request(live.request, live.client_address)
+        except HandshakeError as error:
+            _finish_unprepared(server, live, error)
+            return
         if request is not live.request:
             live.table.replace(live, request)
     if events.prepare:
@@ -176,6 +197,30 @@ def serve(server: Any, live: LiveRequest) -> None:
         close(server, live)
     else:
         _park_or_close(server, live)
+
+
+def _finish_unprepared(server: Any, live: LiveRequest, error: HandshakeError) -> None:
+    """Let ``finish_request()`` raise the error of a handshake, and end the request if an override of it hushes that up.
+
+    So what an override of ``process_request()`` took is given back where it always is. Not for other errors of
+    PREPARE: an override that does not ask its base class would run its handler, for a client that was to have none.
+    This one finds a connection without input, on which TLS is not up.
+    """
+    # A standard library's finish_request() would run the handler.
+    if not getattr(server, "_serving_raises_unprepared", False):
+        raise error
+    request = live.request
+    key = id(request)
+    end_input(request)
+    unprepared[key] = error
+    try:
+        server.finish_request(request, live.client_address)
+    finally:
+        was_raised = unprepared.pop(key, None) is None
+    if not was_raised:
+        raise error
+    live.outcome = "refused"
+    close(server, live)
 
 
 def resume(server: Any, live: LiveRequest, has_input: bool) -> None:
@@ -192,9 +237,9 @@ def resume(server: Any, live: LiveRequest, has_input: bool) -> None:
         go_on(has_input)
         _park_or_close(server, live)
     except Exception as error:
-        _report(server, live, error)
+        fail(server, live, error)
     except BaseException:
-        _give_up(server, live)
+        give_up(server, live)
         raise
 
 
@@ -217,22 +262,20 @@ def contain(server: Any, live: LiveRequest, step: Callable[[Any, LiveRequest], N
     try:
         step(server, live)
     except Exception as error:
-        _report(server, live, error)
+        fail(server, live, error)
     except BaseException:
-        _give_up(server, live)
+        give_up(server, live)
         raise
 
 
 def _refuse(server: Any, live: LiveRequest) -> None:
     live.outcome = "refused"
     log.debug("%s: refused %s", server, live.client_address)
-    # There is no answer that a lingering close could save, and this is the loop's thread.
-    cut(live.request)
     close(server, live)
 
 
-def _report(server: Any, live: LiveRequest, error: Exception) -> None:
-    has_answered = live.state == "handle"
+def fail(server: Any, live: LiveRequest, error: Exception) -> None:
+    """Report what a step raised, inside the ``except``, and close the request."""
     live.state = "error"
     if isinstance(error, HandshakeError):
         live.outcome = "refused"
@@ -243,26 +286,64 @@ def _report(server: Any, live: LiveRequest, error: Exception) -> None:
             Events.emit(live.events.error, server, live, error)
         server.handle_error(live.request, live.client_address)
     finally:
-        if not has_answered:
-            # As for a refusal: there is nothing that a lingering close could save.
-            cut(live.request)
         close(server, live)
 
 
-def _give_up(server: Any, live: LiveRequest) -> None:
+def give_up(server: Any, live: LiveRequest) -> None:
+    """Close the request, if that is the caller's to do: something was raised that is no Exception, and propagates."""
+    if live.state == "shutdown":
+        # It came out of the hooks that close the request; they are not called twice.
+        _close_socket(live)
+        live.table.discard(live)
     # In the loop this is a signal handler's exception, and a worker may have the request by now.
-    if live.is_callers_own() or live.owner != "worker":
+    elif live.is_callers_own() or live.owner != "worker":
         live.outcome = "failed"
-        close(server, live)
+        try:
+            close(server, live)
+        except Exception:
+            # It must not take the place of what ends the loop or the worker.
+            log.exception("%s: the error of closing %s could not be handled", server, live.client_address)
 
 
 def close(server: Any, live: LiveRequest) -> None:
-    """SHUTDOWN: close the request, unless it was detached, and strike it out."""
+    """SHUTDOWN: close the request, unless it was detached, and strike it out. What the hooks raise is reported."""
     live.state = "shutdown"
     try:
         if not live.detached:
             server.shutdown_request(live.request)
+    except Exception as error:
+        _end_failed(server, live, error)
     finally:
+        forget(server, live)
+
+
+def _end_failed(server: Any, live: LiveRequest, error: Exception) -> None:
+    """``shutdown_request()`` raised: report it, and close what it may have left open without asking it again."""
+    if live.outcome == "handled":
+        live.outcome = "failed"
+    try:
+        if live.events.error:
+            Events.emit(live.events.error, server, live, error)
+        server.handle_error(live.request, live.client_address)
+    finally:
+        _close_socket(live)
+
+
+def _close_socket(live: LiveRequest) -> None:
+    if isinstance(live.request, socket.socket) and not live.detached:
+        try:
+            live.request.close()
+        except OSError as error:
+            log.debug("closing %s: %s", live.client_address, error)
+
+
+def let_go(server: Any, live: LiveRequest, state: str) -> None:
+    """An override has returned, and nothing of ours took the request out of ``state``.
+
+    It was served in another way, or is kept to be served later, or was forgotten: then it is closed when the last
+    reference to it is gone, as with ``socketserver``.
+    """
+    if not live.table.keep(live, functools.partial(forget, server, live), state):
         forget(server, live)
 
 

@@ -9,9 +9,12 @@ from typing import Any
 from typing_extensions import TypeVar
 
 from sockserve.core.accepting import drains
+from sockserve.core.active_requests import table_of
+from sockserve.core.aftercare import let_linger
 from sockserve.core.base_server import AddressT, BaseServer, HandlerFactory
 from sockserve.errors import DatagramTruncatedError
 from sockserve.net.closing import end_input, half_close
+from sockserve.net.lingering import finish_lingering
 from sockserve.net.listen import BoundPath, apply_reuse, bind_unix, family_of, open_socket, unix_name
 from sockserve.net.tls import defer_handshake, handshake, is_tls
 from sockserve.net.watched_socket import forget_taken, remembering
@@ -97,6 +100,10 @@ class TCPServer(BaseServer[StreamT, AddressT]):
 
     def server_close(self) -> None:
         """Close the socket, and remove a Unix path that is still the one this server bound."""
+        self._serving_free_address()
+        finish_lingering(self)
+
+    def _serving_free_address(self) -> None:
         super().server_close()
         bound_path, self._serving_bound_path = self._serving_bound_path, None
         if bound_path is not None:
@@ -132,14 +139,16 @@ class TCPServer(BaseServer[StreamT, AddressT]):
     def prepare_request(self, request: StreamT, client_address: AddressT) -> tuple[StreamT, AddressT]:
         """Shake hands if the connection is a TLS one. Raises HandshakeError.
 
-        An override that replaces the request must, as this does, close what it made before it raises.
+        An override that replaces the request must close what it made before it raises; what such a one gave to this is
+        closed here.
         """
         if type(request) is not socket.socket and is_tls(request):
             try:
                 handshake(request, self.handshake_timeout)
             except BaseException:
-                half_close(request)
-                request.close()
+                if table_of(self).find(request) is None:
+                    half_close(request)
+                    request.close()
                 raise
         return request, client_address
 
@@ -148,9 +157,14 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         end_input(request)
 
     def shutdown_request(self, request: StreamT) -> None:
-        """Half-close, so that the peer gets the whole answer, then ``close_request()``."""
+        """Half-close, so that the peer gets the whole answer, then ``close_request()``.
+
+        Does not wait. A connection whose peer may not have the whole answer yet lingers, by a descriptor of its own, in
+        the server's loop: 2 seconds at most, 64 KiB of what still comes, and 256 connections of one server.
+        """
         try:
-            half_close(request)
+            if half_close(request, self._serving_patience):
+                let_linger(self, request)
         finally:
             self.close_request(request)
 

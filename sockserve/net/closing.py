@@ -1,60 +1,60 @@
 """Ending a connection, or half of it, so that the peer still gets every byte of the answer.
 
 close(2) on a TCP socket whose receive buffer still holds input sends RST and discards what was not yet sent of the
-answer (RFC 9293, 3.6.1; RFC 2525, 2.17). So: half-close, take what the peer still sends, then close.
+answer (RFC 9293, 3.6.1; RFC 2525, 2.17). So: half-close, take what the peer still sends (``net.lingering``), then
+close.
 """
 
 from __future__ import annotations
 
-import functools
 import select
 import socket
+import struct
 import sys
-import time
 from typing import Any
 
-from sockserve.net.tls import close_notify, is_tls, recv_beneath
+from sockserve.net.tls import close_notify, is_tls
 
 if sys.platform != "win32":
     import fcntl
     import termios
 
-__all__ = ["LINGER_BYTES", "LINGER_SECONDS", "cut", "end_input", "half_close"]
+__all__ = ["cut", "end_input", "half_close"]
 
 _NOTHING = bytearray(4)
 
 _SO_MEMINFO = 55
-"""Linux's socket.h, since 4.12: the bytes of memory that received and unread data occupies come first."""
+"""Linux's socket.h, since 4.12: numbers of bytes of memory, of received and unread data first, sixth of output that the
+peer has not acknowledged."""
+
+LARGE_ANSWER = 16384
+"""Bytes of memory that an answer under way occupies, from which on a close may lose a part of it: a smaller one leaves
+at once (10 segments, RFC 6928), and is with its peer before a reset can be."""
+
+_QUEUES = struct.Struct("6I").unpack
 
 
-LINGER_SECONDS = 2.0
-"""The longest a close waits for a peer that goes on sending: gunicorn's and nginx's lingering close wait 2 to 5 s."""
+def half_close(connection: Any, patience: float = 0.0) -> bool:
+    """Tell the peer that the answer is complete. Never raises what the peer caused.
 
-LINGER_BYTES = 65536
-"""The most input that a close throws away: what a well-behaved peer had under way, not an upload."""
-
-
-def half_close(connection: Any) -> None:
-    """Tell the peer that the answer is complete, and let it arrive. Never raises what the peer caused.
-
-    Returns at once unless there is unread input; then when the peer has closed its half too, after ``LINGER_SECONDS``
-    or ``LINGER_BYTES``. The caller closes the socket.
+    True: to close it now may cost the peer the end of its answer, since it has sent more than was read, or may, while
+    much of the answer is under way; keep it open by ``Lingering.add()``. Returns at once, but for ``patience`` seconds
+    at most while over TLS the peer does not take what was sent before. The caller closes the socket.
     """
     try:
         if type(connection) is socket.socket:
             connection.shutdown(socket.SHUT_WR)
         elif is_tls(connection):
-            close_notify(connection, LINGER_SECONDS)
+            close_notify(connection, patience)
             socket.socket.shutdown(connection, socket.SHUT_WR)
         else:
             connection.shutdown(socket.SHUT_WR)
             if not isinstance(connection, socket.socket):
-                return
-        if _has_unread_input(connection):
-            _take_what_still_comes(connection)
+                return False
+        return _must_linger(connection)
     except OSError:
         # ENOTCONN, ECONNRESET: the peer was faster. EBADF: the handler closed it.
-        pass
+        return False
 
 
 def end_input(connection: Any) -> None:
@@ -81,7 +81,7 @@ def _shut(connection: Any, how: int) -> None:
 
 if sys.platform == "win32":
 
-    def _has_unread_input(connection: socket.socket) -> bool:
+    def _must_linger(connection: socket.socket) -> bool:
         return bool(select.select([connection], [], [], 0)[0])
 
 else:
@@ -90,31 +90,15 @@ else:
     _INET = {int(socket.AF_INET), int(socket.AF_INET6)}
     _TCP = {0, socket.IPPROTO_TCP}
 
-    def _has_unread_input(connection: socket.socket) -> bool:
+    def _must_linger(connection: socket.socket) -> bool:
         try:
             # Unlike ioctl() it does not let other threads have the interpreter, for which this one would wait then.
-            is_tcp = _family_of(connection) in _INET and connection.proto in _TCP
-            if is_tcp and not connection.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO):
-                return False
-        except (OSError, TypeError):
+            if _family_of(connection) in _INET and connection.proto in _TCP:
+                unread, _, _, _, _, under_way = _QUEUES(connection.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 24))
+                return bool(unread or under_way >= LARGE_ANSWER)
+        except (OSError, TypeError, struct.error):
             # A kernel that does not tell, or a socket class put in the place of the original.
             pass
         count = bytearray(4)
         fcntl.ioctl(connection.fileno(), termios.FIONREAD, count)
         return count != _NOTHING
-
-
-def _take_what_still_comes(connection: socket.socket) -> None:
-    # Beneath TLS: its records are of no interest any more, and SSLSocket.recv() would interpret them.
-    receive = functools.partial(recv_beneath, connection) if is_tls(connection) else connection.recv
-    deadline = time.monotonic() + LINGER_SECONDS
-    taken = 0
-    while taken < LINGER_BYTES:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            return
-        connection.settimeout(remaining)
-        data = receive(LINGER_BYTES)
-        if not data:
-            return
-        taken += len(data)

@@ -1,0 +1,50 @@
+"""Who looks after connections that linger: the server's loop, and without one the next ``handle_request()``."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+from sockserve.core.loop import Loop, wait_readable
+from sockserve.net.lingering import SWEEP_SECONDS, Lingering, lingering_of
+
+__all__ = ["let_linger", "wait_for_request"]
+
+
+def let_linger(server: Any, connection: Any) -> None:
+    """Keep a half-closed connection open for a moment, by a descriptor of its own. From any thread."""
+    lingering = lingering_of(server)
+    acceptor = server._serving_acceptor  # noqa: SLF001 - the server's own part of its stay in a loop
+    if lingering.add(connection) and acceptor is not None:
+        _look_after(lingering, acceptor.loop)
+
+
+def _look_after(lingering: Lingering, loop: Loop) -> None:
+    if lingering.host is not loop:
+        lingering.host = loop
+        loop.call_soon(functools.partial(_look, lingering, loop))
+
+
+def _look(lingering: Lingering, loop: Loop) -> None:
+    if lingering.host is not loop:
+        return
+    if lingering.sweep():
+        loop.call_later(SWEEP_SECONDS, functools.partial(_look, lingering, loop))
+        return
+    # In this order: one that is added meanwhile is either seen here or looked after by whoever adds it.
+    lingering.host = None
+    if lingering:
+        _look_after(lingering, loop)
+
+
+def wait_for_request(server: Any, fd: int, timeout: float | None) -> bool:
+    """Wait as ``wait_readable()`` does, and look after what lingers meanwhile."""
+    lingering = lingering_of(server)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while lingering.sweep() and (timeout is None or timeout > SWEEP_SECONDS):
+        if wait_readable(fd, SWEEP_SECONDS):
+            return True
+        if deadline is not None:
+            timeout = deadline - time.monotonic()
+    return wait_readable(fd, timeout)
