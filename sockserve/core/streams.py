@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any, cast
 
 from sockserve.errors import PeerTimeoutError
@@ -230,13 +231,15 @@ class UnbufferedReader(SocketReader):
         return bytes(data)
 
 
-def open_reader(connection: Any, buffer_size: int) -> io.BufferedIOBase:
+def open_reader(
+    connection: Any, buffer_size: int, raw_class: Callable[[socket.socket], SocketReader] = SocketReader
+) -> io.BufferedIOBase:
     """Open a file to read from a connection; ``buffer_size`` as for ``socket.makefile()``."""
     if not _opens_plain_files(connection):
         return cast("io.BufferedIOBase", connection.makefile("rb", buffer_size))
     if buffer_size == 0:
         return cast("io.BufferedIOBase", UnbufferedReader(connection))
-    return StreamReader(SocketReader(connection), _size(buffer_size))
+    return StreamReader(raw_class(connection), _size(buffer_size))
 
 
 def open_writer(connection: Any, buffer_size: int) -> io.BufferedIOBase:
