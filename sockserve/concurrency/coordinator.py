@@ -113,7 +113,12 @@ class Coordinator(Acceptor):
                 self.watching = True
                 self.pool.somebody_waits = False
                 self.pool.listener_fd = self._fd
-                self._poller.watch(self._fd, shared=self._is_shared)
+                try:
+                    self._poller.watch(self._fd, shared=self._is_shared)
+                except BaseException:
+                    self.watching = False
+                    self.pool.listener_fd = -1
+                    raise
 
     def _unwatch(self) -> None:
         with self._watch_lock:

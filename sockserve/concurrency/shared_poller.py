@@ -59,12 +59,20 @@ class _EpollPoller:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._end_reader, self._end_writer = socket.socketpair()
+        try:
+            self._end_reader, self._end_writer = socket.socketpair()
+        except BaseException:
+            self._epoll.close()
+            raise
         self._end_writer.setblocking(False)
         self.once = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
         self.poll = self._epoll.poll
         self.rearm = self._epoll.modify
-        self.watch(self._end_reader.fileno())
+        try:
+            self.watch(self._end_reader.fileno())
+        except BaseException:
+            self.close()
+            raise
 
     def watch(self, fd: int, *, shared: bool = False) -> None:
         self._epoll.register(fd, select.EPOLLIN | (select.EPOLLEXCLUSIVE if shared else 0))

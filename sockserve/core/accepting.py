@@ -23,7 +23,7 @@ from sockserve.core.request_life import serves_at_once
 from sockserve.errors import AlreadyServingError, ListenerLostError, ServerClosedError
 from sockserve.log import log
 from sockserve.net.accept import Receiver, accept_of, careful_accept_of, counter_of, has_ended
-from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST, Verdict
+from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST, Verdict, is_shortage
 from sockserve.net.blocking_mode import give_back, lend
 from sockserve.net.listen import listens
 from sockserve.net.watched_socket import remembering, tell_when_closed
@@ -234,7 +234,13 @@ class Acceptor:
             self._end_pause()
             # In this order: a pool's worker may find at once that it must not be watched.
             self.watching = True
-            self._watch()
+            try:
+                self._watch()
+            except OSError as error:
+                self.watching = False
+                if not is_shortage(error):
+                    raise
+                self._back_off("the system cannot watch the listener", error)
         elif reason is not None and self.watching:
             self._unwatch()
             self.watching = False
@@ -308,9 +314,12 @@ class Acceptor:
         if verdict is Verdict.FATAL:
             self.leave()
             raise ListenerLostError(f"the socket of {self.server} cannot accept any more: {error}") from error
+        self._back_off("accept failed", error)
+
+    def _back_off(self, what: str, error: BaseException) -> None:
         self._errors += 1
         if not self.delay:
-            log.warning("%s: accepting pauses, because accept failed: %s", self.server, error)
+            log.warning("%s: accepting pauses, because %s: %s", self.server, what, error)
         self.delay = min(2 * self.delay, BACK_OFF_LAST) if self.delay else BACK_OFF_FIRST
         self._end_pause()
         self._retry_now = False

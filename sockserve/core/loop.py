@@ -114,7 +114,13 @@ class Loop:
         """
         self._set_callback(fd, lambda _: callback())
         self._watched.add(fd)
-        self._poller.register(fd, shared=shared)
+        try:
+            self._poller.register(fd, shared=shared)
+        except BaseException:
+            # What is not watched must not look as if it were: its number may be another's soon.
+            self._drop_callback(fd)
+            self._watched.discard(fd)
+            raise
 
     def arm(self, fd: int, callback: Callable[[int], object], events: int) -> None:
         """Call back with what a connection is ready for, once it is ready for one of ``events``: INPUT, OUTPUT.

@@ -16,7 +16,7 @@ import errno
 import sys
 from typing import Any
 
-__all__ = ["BACK_OFF_FIRST", "BACK_OFF_LAST", "Verdict", "is_out_of_descriptors", "judge"]
+__all__ = ["BACK_OFF_FIRST", "BACK_OFF_LAST", "Verdict", "is_out_of_descriptors", "is_shortage", "judge"]
 
 BACK_OFF_FIRST = 0.005
 """Seconds of the first pause: as Go's ``Server.Serve``; long enough that 200 tries a second cost nothing."""
@@ -102,3 +102,11 @@ def _was_raised_in(module: Any, error: BaseException) -> bool:
 def is_out_of_descriptors(error: BaseException) -> bool:
     """Say whether an error means that a descriptor has to be closed before another can be opened."""
     return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+def is_shortage(error: OSError) -> bool:
+    """Say whether the system had no room for what was asked, so that the same may work later.
+
+    epoll_ctl(2) fails so with ENOSPC at the limit of watches that all programs of one user share, and with ENOMEM.
+    """
+    return error.errno in (errno.ENOSPC, errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
