@@ -19,7 +19,7 @@ import sockserve
 from sockserve.core.accepting import Acceptor
 from sockserve.core.loop import INPUT, Loop
 from sockserve.pytest_plugin import Running
-from sockserve.testing import ask, call_within, connect
+from sockserve.testing import ask, call_within
 
 pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="other pollers refuse nothing")
 
@@ -144,41 +144,6 @@ def test_what_could_not_be_watched_is_unknown_to_the_loop(faults: FaultyPoller) 
             loop.arm(reader.fileno(), lambda _: heard.append("again"), INPUT)
         loop._turn()
         assert heard == [INPUT]
-
-
-@pytest.mark.parametrize("operation", ["recv", "send"])
-def test_a_greenlet_whose_connection_cannot_be_watched_may_try_again(
-    running: Running, faults: FaultyPoller, operation: str
-) -> None:
-    """It gets the error once, and is heard as before after that."""
-    errors: list[int | None] = []
-    flood = b"x" * 65536 * (256 if operation == "send" else 0)
-
-    class Handler(sockserve.BaseRequestHandler[Any, Any, Any]):
-        def handle(self) -> None:
-            sent = 0
-            while sent < len(flood):
-                try:
-                    sent += self.request.send(flood[sent:])
-                except OSError as error:
-                    errors.append(error.errno)
-            while True:
-                try:
-                    return self.request.sendall(self.request.recv(100))
-                except OSError as error:
-                    errors.append(error.errno)
-
-    server = running(sockserve.GreenletTCPServer(LOOPBACK, Handler))
-    with connect(server, timeout=LIMIT) as client:
-        faults.refuse("register")
-        wait_until(lambda: faults.refused)
-        client.settimeout(LIMIT)
-        received = 0
-        while received < len(flood):
-            received += len(client.recv(1 << 20))
-        client.sendall(b"hello")
-        assert client.recv(100) == b"hello"
-    assert errors == [errno.ENOSPC]
 
 
 @pytest.mark.parametrize("model", [sockserve.TCPServer, sockserve.ThreadPoolTCPServer])

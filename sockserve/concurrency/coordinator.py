@@ -187,6 +187,8 @@ class Coordinator(Acceptor):
         if self._silence is not None:
             self._silence.cancel()
         self.lot.look()
+        if self.lot.unheard:
+            self._end_unheard()
         until = self.lot.next_look - time.monotonic()
         self._silence = None if until == math.inf else self.loop.call_later(until, self._look_at_the_silent)
 
@@ -198,8 +200,8 @@ class Coordinator(Acceptor):
         try:
             while pool.needs_worker():
                 pool.start_worker()
-        except RuntimeError as error:
-            if interpreter_ends(error):
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and interpreter_ends(error):
                 self.stop_requested = True
                 self.loop.wake()
                 return
@@ -238,8 +240,16 @@ class Coordinator(Acceptor):
     def _help_to_end(self) -> None:
         """See that somebody ends the parked even if all workers are busy."""
         if not self.pool.idle:
-            with contextlib.suppress(RuntimeError):
-                self.pool.start_helper()
+            with contextlib.suppress(RuntimeError, MemoryError):
+                self.pool.start_helper(self.lot.end_all)
+
+    def _end_unheard(self) -> None:
+        if self._left or not self.lot.unheard:
+            return
+        with contextlib.suppress(RuntimeError, MemoryError):
+            self.pool.start_helper(self.lot.end_unheard)
+        # It may not have started, or be the last one that was about to end.
+        self.loop.call_later(RETRY_THREAD, self._end_unheard)
 
     # leaving
 
@@ -286,7 +296,7 @@ class Coordinator(Acceptor):
             change.wait()
         self.table.lot = None
         self.pool.stop()
-        if self.lot.parked:
+        if self.lot.parked or self.lot.unheard:
             self._help_to_end()
         super().leave()
         self._end_pool()

@@ -9,6 +9,7 @@ believed: its connection is armed again, and speaks again if it did.
 
 from __future__ import annotations
 
+import collections
 import contextvars
 import math
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 
 from sockserve.concurrency.shared_poller import SharedPoller
 from sockserve.core.active_requests import LiveRequest
+from sockserve.core.loop import wait_readable
 from sockserve.core.request_life import resume
 from sockserve.log import log
 from sockserve.net.closing import end_input
@@ -80,11 +82,15 @@ class ParkingLot:
         self._making_room = threading.Lock()
         # For each time-out those parked with it, the longest first: only the first of each has to be looked at.
         self._silent: dict[float, dict[int, LiveRequest]] = {}
+        # Held while one is entered there or taken out.
+        self._limiting = threading.Lock()
+        self.unheard: collections.deque[LiveRequest] = collections.deque()
+        """Taken out, and the system cannot watch them again: a thread has to call ``end_unheard()``."""
 
     def park(self, live: LiveRequest) -> bool:
         """Give a connection to whoever sees that its client speaks; false: nobody will any more.
 
-        If true the caller must not touch it again. Raises OSError if the system cannot watch it.
+        If true the caller must not touch it again. If the system cannot watch it, the log says so, and it is false.
         """
         request = live.request
         fd = request.fileno()
@@ -103,7 +109,13 @@ class ParkingLot:
             self._limit(live, limit)
         elif ticket.limit:
             ticket.limit = 0.0
-        return self._arm(live)
+        if self._arm(live):
+            return True
+        if ticket.limit:
+            self._forget_limit(ticket)
+        live.thread = threading.get_ident()
+        live.state = "handle"
+        return False
 
     def _limit(self, live: LiveRequest, limit: float) -> None:
         ticket = live.ticket
@@ -111,12 +123,26 @@ class ParkingLot:
         limit = ticket.limit = math.ceil(limit * LIMITS_PER_SECOND) / LIMITS_PER_SECOND
         ticket.parked_at = time.monotonic()
         # Entered first, and next_look read second: look() does it the other way round.
-        self._silent.setdefault(limit, {})[ticket.fd] = live
+        with self._limiting:
+            try:
+                self._silent[limit][ticket.fd] = live
+            except KeyError:
+                self._silent[limit] = {ticket.fd: live}
         if ticket.parked_at + limit < self.next_look and not self.wants_look:
             self.wants_look = True
             self._wake()
 
+    def _forget_limit(self, ticket: Ticket) -> None:
+        with self._limiting:
+            queue = self._silent.get(ticket.limit)
+            if queue is not None:
+                queue.pop(ticket.fd, None)
+                if not queue:
+                    # A handler that computes its time-outs may never ask for this one again.
+                    del self._silent[ticket.limit]
+
     def _arm(self, live: LiveRequest) -> bool:
+        """Whether whoever hears its client has it now; false: the caller still has it, and nobody will hear."""
         ticket = live.ticket
         fd = ticket.fd
         # Whoever claims it between the two steps waits for the second: or the descriptor would be armed that it closed.
@@ -129,11 +155,13 @@ class ParkingLot:
                 if ticket.is_registered:
                     self.poller.rearm(fd, self.poller.once)
                 else:
-                    ticket.is_registered = True
                     self.poller.arm(fd)
-            except OSError:
-                if self.parked.pop(fd, None) is live:
-                    raise
+                    ticket.is_registered = True
+            except OSError as error:
+                if self.parked.pop(fd, None) is not live:
+                    return True
+                log.warning("%s: ends %s, which cannot be waited for: %s", self.server, live.client_address, error)
+                return False
         return True
 
     def serve(self, live: LiveRequest, has_input: bool) -> None:
@@ -143,13 +171,18 @@ class ParkingLot:
         """
         ticket = live.ticket
         if ticket.limit:
-            self._silent[ticket.limit].pop(ticket.fd, None)
+            self._forget_limit(ticket)
         if has_input and type(live.request) is not socket.socket:
             # What came may be a part of a record, or none of the client's words.
             has_input = not is_tls(live.request)
+        # Nothing after that: another thread may have it.
         ticket.context.run(resume, self.server, live, has_input)
-        # Whoever has been given it may live longer than this server: it must not stay in the poller.
-        if live.detached and ticket.is_registered and live.request.fileno() == ticket.fd:
+
+    def detach(self, live: LiveRequest) -> None:
+        """Watch no more what its handler gives away. For whoever serves it, before anybody else can close it."""
+        ticket = live.ticket
+        if ticket is not None and ticket.is_registered and live.request.fileno() == ticket.fd:
+            ticket.is_registered = False
             self.poller.unwatch(ticket.fd)
 
     def claim(self, live: LiveRequest) -> bool:
@@ -168,13 +201,20 @@ class ParkingLot:
             self.claims += 1
         if taken is not None and taken is not live:
             # In this very moment it ended, and another one has its descriptor.
-            self.put_back(taken)
+            self._give_back(taken)
         return taken is live
 
     def put_back(self, live: LiveRequest) -> None:
-        """Park one again that was taken out and not served."""
+        """Park one again that was taken out and not served. For a worker, which ends it if that fails."""
         if not self._arm(live):
             self._end(live)
+
+    def _give_back(self, live: LiveRequest) -> None:
+        """The same, for any thread: what cannot be parked again waits for one that ends it."""
+        if not self._arm(live):
+            self.unheard.append(live)
+            self.wants_look = True
+            self._wake()
 
     def _end(self, live: LiveRequest) -> None:
         end_input(live.request)
@@ -196,12 +236,28 @@ class ParkingLot:
                     # Its client spoke in this moment.
                     earliest = min(earliest, now + 1 / LIMITS_PER_SECOND)
                     break
-                queue.pop(live.ticket.fd, None)
-                log.debug("%s said nothing for %g s", live.client_address, limit)
-                # What is to be done about that is a handler's work, and a worker does it.
-                end_input(live.request)
-                self.put_back(live)
+                if live.ticket.limit != limit or live.ticket.parked_at > due - limit:
+                    # It spoke before it was taken out, and has been served since.
+                    self._give_back(live)
+                    earliest = min(earliest, now + 1 / LIMITS_PER_SECOND)
+                    break
+                self._forget_limit(live.ticket)
+                # It may have spoken in time, while all workers were busy.
+                if not _has_spoken(live.request):
+                    log.debug("%s said nothing for %g s", live.client_address, limit)
+                    # What is to be done about that is a handler's work, and a worker does it.
+                    end_input(live.request)
+                self._give_back(live)
         self.next_look = earliest
+
+    def end_unheard(self) -> None:
+        """End those that could not be parked again. For any thread but the one that calls ``look()``."""
+        while True:
+            try:
+                live = self.unheard.popleft()
+            except IndexError:
+                return
+            self._end(live)
 
     def make_room(self) -> bool:
         """Close some of those that have been parked longest, because descriptors have run out; say whether there were.
@@ -229,10 +285,11 @@ class ParkingLot:
         return room
 
     def end_all(self) -> None:
-        """End those that are parked now."""
+        """End those that are parked now, or that nobody hears."""
         for live in self.parked.copy().values():
             if self.claim(live):
                 self._end(live)
+        self.end_unheard()
 
     def close(self) -> None:
         """Park nobody any more."""
@@ -246,3 +303,12 @@ def _first(connections: dict[int, LiveRequest]) -> LiveRequest | None:
         except RuntimeError:
             # Another thread changed it between the two calls.
             continue
+
+
+def _has_spoken(request: Any) -> bool:
+    """Whether there is input that nobody has read, or the end of it."""
+    try:
+        return wait_readable(request.fileno(), 0)
+    except (OSError, ValueError):
+        # It cannot be asked: as if it had been silent.
+        return False

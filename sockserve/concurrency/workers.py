@@ -64,7 +64,7 @@ class Pool:
         # Guards the number of workers, and who closes the poller.
         self._counting = threading.Lock()
         self._users = 1
-        self._helper: threading.Thread | None = None
+        self._helpers: dict[Callable[[], object], threading.Thread] = {}
 
     def begin(
         self,
@@ -117,12 +117,13 @@ class Pool:
             self.let_go()
             raise
 
-    def start_helper(self) -> None:
-        """Start one that only ends those that are parked, if there is none. Raises RuntimeError as above."""
-        if self._helper is None or not self._helper.is_alive():
+    def start_helper(self, help_out: Callable[[], object]) -> None:
+        """Start one that only ends some of the parked, if there is none for that. Raises RuntimeError as above."""
+        helper = self._helpers.get(help_out)
+        if helper is None or not helper.is_alive():
             worker = Worker(self)
-            self._start(worker, worker.help)
-            self._helper = worker.thread
+            self._start(worker, lambda: worker.help(help_out))
+            self._helpers[help_out] = worker.thread
 
     def needs_worker(self) -> bool:
         """Whether one more is to be started."""
@@ -214,10 +215,10 @@ class Worker:
                 pool.wants_worker = True
                 pool.wake()
 
-    def help(self) -> None:
-        """End those that are parked."""
+    def help(self, help_out: Callable[[], object]) -> None:
+        """End some of those that are parked."""
         try:
-            self.pool.lot.end_all()
+            help_out()
         finally:
             self.pool.left(self)
 

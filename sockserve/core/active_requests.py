@@ -60,6 +60,9 @@ class ParkingPlace(Protocol):
         """Have its ``go_on`` called when its client speaks; false: nobody will. If true the caller has it no more."""
         ...
 
+    def detach(self, live: LiveRequest) -> None:
+        """Forget one that its handler gives away; the handler calls it."""
+
 
 class LiveRequest:
     """A request in progress as the server itself sees it; observers read it, and write nothing."""

@@ -126,6 +126,9 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         if live is None:
             raise RuntimeError(f"{type(self.server).__name__} does not let go of requests")
         live.detached = True
+        if live.lot is not None:
+            # Before its next owner can close it, and the number be another's.
+            live.lot.detach(live)
         return self.request
 
     def _close_request_files(self) -> None:
