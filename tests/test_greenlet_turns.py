@@ -142,6 +142,26 @@ def test_whoever_waits_anyhow_pays_nothing(greenlets: Greenlets, monkeypatch: py
     assert not given
 
 
+def test_greenlets_that_give_their_turn_away_have_one_in_each_turn_of_the_loop(greenlets: Greenlets) -> None:
+    """However many they are: the loop looks for new input before any of them goes on."""
+    had: list[tuple[int, int]] = []
+
+    def go_on(number: int) -> None:
+        for _ in range(5):
+            sleep(0)
+            assert greenlets.hub.loop is not None
+            had.append((number, greenlets.hub.loop.turns))
+
+    def begin() -> None:
+        for number in range(4):
+            greenlets.hub.spawn(lambda number=number: go_on(number))  # type: ignore[misc]
+        go_on(4)
+
+    greenlets.hub.run(begin)
+    assert greenlets.hub.wait_until_idle(LIMIT)
+    assert len(set(had)) == len(had) == 25
+
+
 def test_one_that_does_not_wait_on_purpose_keeps_its_turn(greenlets: Greenlets) -> None:
     """``setblocking(False)`` means that nothing else runs meanwhile."""
     ours, theirs = greenlets.pair()

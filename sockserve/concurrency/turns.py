@@ -190,6 +190,8 @@ class Turns:
         """Whether one that is done shall stay for more, until ``dismiss()``."""
         self._resting: list[Worker] = []
         self._ready: collections.deque[Worker] = collections.deque()
+        self._resumed_in = -1
+        """The turn of the loop in which those that were ready were last resumed."""
         self._blocking_calls = BlockingCalls()
 
     # turns
@@ -228,15 +230,22 @@ class Turns:
             loop.call_soon(self._resume_ready)
 
     def _resume_ready(self) -> None:
+        loop = self.loop
+        if loop is not None:
+            if self._resumed_in == loop.turns:
+                # Each that asked to be resumed since then has asked for another call, too: that is the next turn's.
+                return
+            self._resumed_in = loop.turns
         try:
             for _ in range(len(self._ready)):
                 worker = self._ready.popleft()
                 if not worker.dead:
                     worker.switch()
-        finally:
-            # After a signal handler's exception: the same loop may be run again.
-            if self._ready and self.loop is not None:
-                self.loop.call_soon(self._resume_ready)
+        except BaseException:
+            # A signal handler's. The same loop may be run again.
+            if self._ready and loop is not None:
+                loop.call_soon(self._resume_ready)
+            raise
 
     def give_way(self, worker: Worker) -> None:
         """Let all others that can go on do so first. Called by the worker."""
@@ -298,6 +307,7 @@ class Turns:
         """Be served by a loop that runs in this thread."""
         if loop is self.loop:
             return
+        self._resumed_in = -1
         self.loop = loop
         self.is_stranded = False
         for worker in self.workers:
