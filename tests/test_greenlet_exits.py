@@ -19,6 +19,7 @@ from waiting import wait_until_blocked
 
 import sockserve
 from sockserve import greenlets
+from sockserve.concurrency.own_thread import OwnThread
 from sockserve.core.active_requests import table_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
@@ -133,7 +134,7 @@ print("closed", flush=True)
 
 
 def test_a_thread_with_the_number_of_another_serves(expect_log: ExpectLog) -> None:
-    """A server whose thread has ended, with a greenlet left behind there, serves in later ones, one with its number too.
+    """A server whose thread has ended, with a greenlet left behind there, serves in later ones, whatever their number.
 
     The system gives the number again soon, though not always to the next thread.
     """
@@ -175,6 +176,24 @@ def test_a_thread_with_the_number_of_another_serves(expect_log: ExpectLog) -> No
                 break
         server.server_close()
         left[0].request.close()
+
+
+def test_a_thread_that_has_ended_is_no_later_one() -> None:
+    """What belonged to it belongs to none, also if the system gives its number to another thread."""
+    owns: list[OwnThread] = []
+    here: list[bool] = []
+
+    def look() -> None:
+        owns.append(OwnThread())
+        here.extend(own.is_here() for own in owns[:-1])
+        assert owns[-1].is_here()
+
+    for _ in range(10):
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join(LIMIT)
+    assert here == [False] * 45
+    assert all(own.has_ended() for own in owns)
 
 
 AT_THE_END = {
