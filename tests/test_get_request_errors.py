@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import _socket
+import contextlib
 import errno
 import logging
 import os
+import signal
 import socket
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -228,10 +232,13 @@ class Interrupted(socket.socket):
     def __init__(self, *args: Any) -> None:
         if self.when == "after":
             super().__init__(*args)
+        elif self.when == "half way":
+            # As far as socket.socket.__init__() has come when the call in it returns.
+            _socket.socket.__init__(self, *args)
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", "half way", "after"])
 def test_no_descriptor_is_left_by_a_constructor_that_raises(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is closed, once, whether the object had it or not."""
     closed: list[int] = []
@@ -244,3 +251,36 @@ def test_no_descriptor_is_left_by_a_constructor_that_raises(when: str, monkeypat
             accept()
         assert client.recv(1) == b""
     assert len(closed) == (when == "before")
+
+
+def test_a_signal_in_the_middle_of_accept_leaves_no_descriptor() -> None:
+    """Wherever its handler raises: it comes a little later each time."""
+    armed: list[int] = []
+
+    def interrupt(*_: object) -> None:
+        if armed:
+            armed.clear()
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with socket.create_server(LOOPBACK, backlog=1000) as listener, warnings.catch_warnings():
+            # Of an object that nothing has got yet, which closes itself.
+            warnings.simplefilter("ignore", ResourceWarning)
+            accept = net_accept.accept_of(listener)
+            descriptors = set(os.listdir("/proc/self/fd"))
+            for number in range(300):
+                with socket.create_connection(listener.getsockname(), LIMIT):
+                    connection = None
+                    with contextlib.suppress(KeyboardInterrupt):
+                        armed.append(number)
+                        signal.setitimer(signal.ITIMER_REAL, 1e-6 * (1 + number % 30))
+                        connection, _ = accept()
+                        armed.clear()
+                    armed.clear()
+                    if connection is not None:
+                        connection.close()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert set(os.listdir("/proc/self/fd")) == descriptors
+    finally:
+        signal.signal(signal.SIGALRM, before)

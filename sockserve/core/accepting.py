@@ -157,13 +157,14 @@ class Acceptor:
             if hasattr(listener, "settimeout"):
                 lend(listener)
                 self._is_lent = True
-        elif isinstance(listener, socket.socket) or not hasattr(listener, "accept"):
+        else:
             if hasattr(listener, "recvfrom"):
                 self._receiver = Receiver(listener)
                 self._never_has_peer = getattr(listener, "type", None) == socket.SOCK_DGRAM
                 self.receive = self._receiver.receive
-        else:
-            self.accept = careful_accept_of(listener)
+            if not isinstance(listener, socket.socket) and hasattr(listener, "accept"):
+                # Which of the two it can do its server knows.
+                self.accept = careful_accept_of(listener)
         if self.remembers:
             if self.accept is not None:
                 self.accept = remembering(self.accept)

@@ -49,18 +49,26 @@ def accept_of(
     new: Any = make.__new__
     init: Any = getattr(make, "__init__")  # noqa: B009 - mypy takes it for an instance's
 
+    # CPython runs signal handlers after a call, when the descriptor would be in no variable yet, and not after a step
+    # of an iteration.
+    each_accepted = iter(bare_accept, None)
+
     def accept() -> tuple[socket.socket, Any]:
         # Before the descriptor is there: what this raises costs no client.
         connection = new(make)
-        fd, address = bare_accept()
+        fd, address = -1, None
         try:
-            init(connection, family, kind, proto, fd)
+            for fd, address in each_accepted:  # noqa: B007 - address is
+                init(connection, family, kind, proto, fd)
+                break
         except BaseException:
-            # An exception of a signal handler, or no memory: the object may have it, and then closes it.
-            if connection.fileno() == fd:
-                connection.close()
-            else:
-                socket.close(fd)
+            # An exception of a signal handler, or no memory: the object may have the descriptor, and then closes it.
+            if fd >= 0:
+                if connection.fileno() == fd:
+                    # Beneath the class, whose __init__() may not have come to its own attributes.
+                    _socket.socket.close(connection)
+                else:
+                    socket.close(fd)
             raise
         return connection, address
 
