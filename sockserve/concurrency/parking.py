@@ -42,11 +42,16 @@ ROOM_LOG_INTERVAL = 60.0
 """Seconds between two lines in the log about that."""
 
 
+TURN = 0.01
+"""Seconds after which a worker that finds more of a client's messages in its buffer looks whether others wait: some
+hundred short messages, beside which the look costs nothing."""
+
+
 class Ticket:
     """What the lot knows of one connection, from its first wait on."""
 
     # No attributes of a class as values to begin with: beside them those of an object are slower to find.
-    __slots__ = ("arming", "context", "fd", "is_registered", "limit", "parked_at")
+    __slots__ = ("arming", "context", "fd", "is_registered", "limit", "parked_at", "turn")
 
     def __init__(self) -> None:
         self.fd = -1
@@ -55,6 +60,8 @@ class Ticket:
         self.limit = 0.0
         """Seconds of silence that the handler bears; 0: any."""
         self.parked_at = 0.0
+        self.turn = 0.0
+        """When it was first found to have more input at once, in this turn; 0: not yet; -1: the turn is over."""
         self.context: contextvars.Context
         """The context variables of the handler."""
         self.arming = threading.Lock()
@@ -84,6 +91,8 @@ class ParkingLot:
         self._silent: dict[float, dict[int, LiveRequest]] = {}
         # Held while one is entered there or taken out.
         self._limiting = threading.Lock()
+        self.later: collections.deque[LiveRequest] = collections.deque()
+        """Those with more input, of which the poller need not tell: a worker takes one after each look at others."""
         self.unheard: collections.deque[LiveRequest] = collections.deque()
         """Taken out, and the system cannot watch them again: a thread has to call ``end_unheard()``."""
 
@@ -104,6 +113,12 @@ class ParkingLot:
         ticket.context = contextvars.copy_context()
         live.thread = None
         live.state = "parked"
+        if ticket.turn:
+            is_over = ticket.turn < 0
+            ticket.turn = 0.0
+            if is_over:
+                self.later.append(live)
+                return True
         limit = request.gettimeout()
         if limit:
             self._limit(live, limit)
@@ -116,6 +131,29 @@ class ParkingLot:
         live.thread = threading.get_ident()
         live.state = "handle"
         return False
+
+    def is_turn_over(self, live: LiveRequest) -> bool:
+        """Whether it has had its turn, though there is more of its input already; then ``park()`` puts it in ``later``.
+
+        For whoever serves it.
+        """
+        ticket: Ticket | None = live.ticket
+        if ticket is None:
+            ticket = live.ticket = Ticket()
+        now = time.monotonic()
+        if not ticket.turn:
+            ticket.turn = now
+        elif now - ticket.turn >= TURN:
+            ticket.turn = -1.0
+        return ticket.turn < 0
+
+    def serve_later(self) -> None:
+        """Go on with the one that has waited longest of those whose turn was over, if there is any."""
+        try:
+            live = self.later.popleft()
+        except IndexError:
+            return
+        self.serve(live, False)
 
     def _limit(self, live: LiveRequest, limit: float) -> None:
         ticket = live.ticket
@@ -289,6 +327,8 @@ class ParkingLot:
         for live in self.parked.copy().values():
             if self.claim(live):
                 self._end(live)
+        while self.later:
+            self.serve_later()
         self.end_unheard()
 
     def close(self) -> None:

@@ -122,6 +122,7 @@ class _LeaderPoller:
         deadline = time.monotonic() + timeout
         if not self._leading.acquire(timeout=timeout if timeout >= 0 else -1):
             return []
+        has_looked = False
         try:
             while True:
                 self._make_changes()
@@ -135,9 +136,10 @@ class _LeaderPoller:
                     if is_armed:
                         self._forget(fd)
                     return [(fd, 0)]
-                remaining = None if timeout < 0 else deadline - time.monotonic()
-                if remaining is not None and remaining < 0:
+                remaining = None if timeout < 0 else max(0.0, deadline - time.monotonic())
+                if has_looked and remaining == 0:
                     return []
+                has_looked = True
                 for key, _ in self._selector.select(remaining):
                     if key.fileobj is self._wake_reader:
                         self._wake_reader.recv(4096)

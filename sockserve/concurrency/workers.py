@@ -128,7 +128,8 @@ class Pool:
     def needs_worker(self) -> bool:
         """Whether one more is to be started."""
         count = len(self.workers)
-        return count < self.settings.fewest or (count < self.settings.most and not self.idle)
+        # Of those in later the poller tells nobody, should the worker have died that put them there.
+        return count < self.settings.fewest or (count < self.settings.most and (not self.idle or bool(self.lot.later)))
 
     def served(self) -> int:
         """A number that changes when a worker has become free."""
@@ -228,13 +229,19 @@ class Worker:
         # Not shared: select.poll objects, which it may be made of, bear one thread only.
         self._count_waiting = pool.make_counter()
         poll, idle, lot, parked = pool.poller.poll, pool.idle, pool.lot, pool.lot.parked
+        later = lot.later
         workers, fewest, idle_timeout = pool.workers, pool.settings.fewest, pool.settings.idle_timeout
         is_needed = False
         while not pool.stopping:
             claims = lot.claims
             # The last few, and whoever waits alone, wait without limit: an idle pool does not wake.
-            events = poll(-1 if is_needed or len(workers) <= fewest else idle_timeout, 1)
+            # One that was there before this look goes on after it, so that neither waits for the other's end.
+            has_later = bool(later)
+            events = poll(0 if has_later else -1 if is_needed or len(workers) <= fewest else idle_timeout, 1)
             if not events:
+                if later:
+                    self._serve_later()
+                    continue
                 if pool.may_retire(self):
                     return True
                 is_needed = True
@@ -256,7 +263,20 @@ class Worker:
             finally:
                 self.served += 1
                 idle.append(None)
+            if has_later:
+                self._serve_later()
         return False
+
+    def _serve_later(self) -> None:
+        idle = self.pool.idle
+        idle.pop()
+        try:
+            if not idle:
+                self.pool.last_place_was_taken()
+            self.pool.lot.serve_later()
+        finally:
+            self.served += 1
+            idle.append(None)
 
     def _take(self) -> None:
         pool = self.pool

@@ -60,6 +60,10 @@ class ParkingPlace(Protocol):
         """Have its ``go_on`` called when its client speaks; false: nobody will. If true the caller has it no more."""
         ...
 
+    def is_turn_over(self, live: LiveRequest) -> bool:
+        """Whether others are to be looked at, though there is more of its input already; then park it."""
+        ...
+
     def detach(self, live: LiveRequest) -> None:
         """Forget one that its handler gives away; the handler calls it."""
 
