@@ -15,14 +15,18 @@ from typing import Any
 import pytest
 from handlers import Boom
 from running_greenlets import Greenlets
+from test_greenlets import Echo
 from under_test import LIMIT
 
+import sockserve
 from sockserve.concurrency import hub as hub_module
 from sockserve.concurrency.hub import Hub
 from sockserve.core import loop as loop_module
 from sockserve.core.loop import OUTPUT, Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.greenlets import run_in_thread, sleep
+from sockserve.pytest_plugin import Running
+from sockserve.testing import ask
 
 
 @pytest.fixture
@@ -272,6 +276,21 @@ def test_a_thread_that_waits_for_a_cooperative_socket_needs_no_descriptor(
     ours.settimeout(10**9)
     assert ours.recv(1) == b"x"
     timer.join(LIMIT)
+
+
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, -1.0, 1e10])
+def test_slow_handlers_are_not_reported_after_a_time_that_never_comes(running: Running, seconds: float) -> None:
+    """As with None; and the thread that would report them ends with the server, not before."""
+
+    def watchdogs() -> list[threading.Thread]:
+        return [each for each in threading.enumerate() if each.name == "sockserve-watchdog"]
+
+    server = sockserve.GreenletTCPServer(("127.0.0.1", 0), Echo)
+    server.slow_handler_warning = seconds
+    running(server)
+    for _ in range(3):
+        assert ask(server, b"x") == b"x"
+    assert len(watchdogs()) == 1
 
 
 def test_an_error_in_a_thread_is_the_callers(greenlets: Greenlets) -> None:

@@ -53,6 +53,9 @@ class Watchdog:
         while True:
             self._turned.wait()
             limit = self._limit()
+            if limit is not None and not 0 <= limit <= threading.TIMEOUT_MAX:
+                # Longer than a lock can wait, or no time at all: never.
+                limit = None
             # From here to the next turn a handler may be at work.
             turned = self._expect_turn()
             if self._stopped.wait(limit):
