@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
-import socket
 import threading
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from under_test import LIMIT
+from waiting import wait_until, wait_until_arrived
 
 import sockserve
 from sockserve.pytest_plugin import Running
@@ -17,66 +18,53 @@ from sockserve.testing import connect
 LOOPBACK = ("127.0.0.1", 0)
 
 
-class Lines(sockserve.StreamRequestHandler[Any, Any, Any]):
-    """Answers b"ping", and reads everything else."""
-
-    def handle(self) -> None:
-        """Handle a line."""
-        line = self.rfile.readline()
-        if line == b"ping\n":
-            self.wfile.write(b"pong\n")
-        if line:
-            self.keep_open()
-
-
-class Flood:
-    """A client that sends without a pause, in lines of which no whole number fills a buffer."""
-
-    def __init__(self, server: Any) -> None:
-        self.connection = connect(server, timeout=LIMIT)
-        self.ended = False
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        block = (b"x" * 60 + b"\n") * 4096
-        try:
-            while not self.ended:
-                self.connection.sendall(block)
-        except OSError:
-            self.ended = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.ended = True
-        self.connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join(LIMIT)
-        self.connection.close()
-
-
 @pytest.mark.parametrize("poller", ["epoll", "selector"])
+@pytest.mark.parametrize("who", ["parked", "newcomer"])
 def test_who_sends_without_a_pause_lets_others_have_their_turns(
-    running: Running, monkeypatch: pytest.MonkeyPatch, poller: str
+    running: Running, monkeypatch: pytest.MonkeyPatch, who: str, poller: str
 ) -> None:
-    """One that is parked and those that come, beside two that flood one worker; and a drain is heard."""
+    """The only worker finds the next message in its buffer each time, and all the same looks who else has spoken."""
     if poller == "selector":
         monkeypatch.delattr(select, "epoll", raising=False)
+    begun, spoken = threading.Event(), threading.Event()
+    # No whole number of these fills a buffer, so that no read ends between two of them.
+    flood = [b"x" * 60 + b"\n"] * 300
+    heard: list[bytes] = []
+    heard_before: list[int] = []
+
+    class Lines(sockserve.StreamRequestHandler[Any, Any, Any]):
+        def handle(self) -> None:
+            line = self.rfile.readline()
+            if line == b"ping\n":
+                heard_before.append(len(heard))
+                self.wfile.write(b"pong\n")
+            elif line:
+                heard.append(line)
+                begun.set()
+                assert spoken.wait(LIMIT)
+                # Some work.
+                threading.Event().wait(0.001)
+            if line:
+                self.keep_open()
+
     server = running(type("Server", (sockserve.ThreadPoolTCPServer,), {"max_workers": 1})(LOOPBACK, Lines))
-    with connect(server, timeout=LIMIT) as parked:
-        for _ in range(2):
-            parked.sendall(b"ping\n")
-            assert parked.recv(100) == b"pong\n"
-        with Flood(server) as one, Flood(server) as two:
-            for _ in range(5):
-                parked.sendall(b"ping\n")
-                assert parked.recv(100) == b"pong\n"
-                with connect(server, timeout=LIMIT) as newcomer:
-                    newcomer.sendall(b"ping\n")
-                    assert newcomer.recv(100) == b"pong\n"
-            assert not one.ended
-            assert not two.ended
+    with contextlib.ExitStack() as stack:
+        if who == "parked":
+            client = stack.enter_context(connect(server, timeout=LIMIT))
+            client.sendall(b"ping\n")
+            assert client.recv(100) == b"pong\n"
+        flooding = stack.enter_context(connect(server, timeout=LIMIT))
+        flooding.sendall(b"".join(flood))
+        wait_until_arrived(flooding)
+        assert begun.wait(LIMIT)
+        if who == "newcomer":
+            client = stack.enter_context(connect(server, timeout=LIMIT))
+        client.sendall(b"ping\n")
+        wait_until_arrived(client)
+        spoken.set()
+        assert client.recv(100) == b"pong\n"
+        assert heard_before[-1] < len(flood)
+        wait_until(lambda: heard == flood)
 
 
 def test_messages_keep_their_order_over_many_turns(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
