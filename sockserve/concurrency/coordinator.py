@@ -41,7 +41,7 @@ STUCK = 0.05
 """Seconds without a free worker after which a drain ends the parked in a thread of its own."""
 
 RETRY_THREAD = 1.0
-"""Seconds until another try after a thread could not be started."""
+"""Seconds until another try after a thread could not be started, or died before it served anything."""
 
 
 class Coordinator(Acceptor):
@@ -196,6 +196,11 @@ class Coordinator(Acceptor):
         if self._cannot_start:
             return
         pool = self.pool
+        if pool.stillborn:
+            # Whatever they died of, the next one may die of it as soon: at full speed that would be all that happens.
+            pool.stillborn = 0
+            self._pause_starting()
+            return
         pool.wants_worker = False
         try:
             while pool.needs_worker():
@@ -208,8 +213,11 @@ class Coordinator(Acceptor):
             log.warning(
                 "%s: goes on with %d workers, because no thread starts: %s", self.server, len(pool.workers), error
             )
-            self._cannot_start = True
-            self.loop.call_later(RETRY_THREAD, self._try_to_start_again)
+            self._pause_starting()
+
+    def _pause_starting(self) -> None:
+        self._cannot_start = True
+        self.loop.call_later(RETRY_THREAD, self._try_to_start_again)
 
     def _try_to_start_again(self) -> None:
         self._cannot_start = False

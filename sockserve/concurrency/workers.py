@@ -56,6 +56,8 @@ class Pool:
         self.somebody_waits = False
         """Whether somebody wants to hear when a worker is done with taking."""
         self.wants_worker = False
+        self.stillborn = 0
+        """How many workers have died before they served anything, since the coordinator looked."""
         self.is_full = False
         """Whether all workers were busy when the coordinator last heard of it."""
         # A list of tokens, because pop() and append() are atomic with and without the GIL.
@@ -213,6 +215,8 @@ class Worker:
                 pool.idle.pop()
             pool.left(self)
             if not has_retired and not pool.stopping:
+                if not self.served:
+                    pool.stillborn += 1
                 pool.wants_worker = True
                 pool.wake()
 

@@ -1,0 +1,99 @@
+"""Threads of a pool that die or do not start: the pool serves with what there is, and does not spin."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import pytest
+from log_watch import ExpectLog
+from under_test import LIMIT
+
+import sockserve
+from sockserve.concurrency.workers import Worker
+from sockserve.pytest_plugin import Running
+from sockserve.testing import ask
+
+LOOPBACK = ("127.0.0.1", 0)
+
+
+class Echo(sockserve.BaseRequestHandler[Any, Any, Any]):
+    """Sends back what comes."""
+
+    def handle(self) -> None:
+        """Answer."""
+        self.request.sendall(self.request.recv(100))
+
+
+def pool(handler: Any, **attributes: Any) -> Any:
+    """A server with these attributes."""
+    return type("Server", (sockserve.ThreadPoolTCPServer,), attributes)(LOOPBACK, handler)
+
+
+def test_workers_that_die_at_once_are_replaced_after_a_pause(
+    running: Running, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    """Each time they die, whatever of; as soon as one lives, it serves."""
+    deaths = expect_log(logging.ERROR, "(?s)dies, another worker takes its place.*MemoryError")
+    pauses: list[float] = []
+    lives = Worker._work
+
+    def dies(self: Worker) -> bool:
+        if len(pauses) < 2:
+            raise MemoryError
+        return lives(self)
+
+    monkeypatch.setattr(Worker, "_work", dies)
+    server = pool(Echo, max_workers=1)
+    make_acceptor = server._serving_make_acceptor
+
+    def with_quick_timers(loop: Any, poll_interval: float) -> Any:
+        def call_later(delay: float, callback: Any) -> Any:
+            pauses.append(delay)
+            return real(0.0, callback)
+
+        real, loop.call_later = loop.call_later, call_later
+        return make_acceptor(loop, poll_interval)
+
+    server._serving_make_acceptor = with_quick_timers
+    running(server)
+    assert ask(server, b"hello", timeout=LIMIT) == b"hello"
+    assert len(deaths.wait()) == 2
+    assert min(pauses[:2]) >= 0.5
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_a_pool_that_gets_no_more_threads_serves_with_those_it_has(
+    running: Running, expect_log: ExpectLog, error: Exception
+) -> None:
+    """One line says so, and it tries again later."""
+    told = expect_log(logging.WARNING, "goes on with 1 workers, because no thread starts")
+    makes = threading.Thread
+
+    def make_thread(self: Any, target: Any) -> threading.Thread:
+        if len(self._serving_pool.workers) > 1:
+            raise error
+        return makes(target=target)
+
+    server = running(pool(Echo, max_workers=3, min_workers=3, make_thread=make_thread))
+    for _ in range(3):
+        assert ask(server, b"hello", timeout=LIMIT) == b"hello"
+    assert len(told.wait()) == 1
+
+
+def test_a_pool_without_a_first_thread_does_not_begin(running: Running) -> None:
+    """``serve_forever()`` raises what the system said, leaves nothing, and begins as soon as there are threads."""
+    refused = [True]
+
+    def make_thread(_: Any, target: Any) -> threading.Thread:
+        if refused:
+            raise RuntimeError("can't start new thread")
+        return threading.Thread(target=target)
+
+    server = pool(Echo, make_thread=make_thread)
+    with pytest.raises(RuntimeError, match="can't start"):
+        server.serve_forever()
+    refused.clear()
+    running(server)
+    assert ask(server, b"hello", timeout=LIMIT) == b"hello"
