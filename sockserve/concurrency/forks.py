@@ -33,7 +33,7 @@ from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.core.accepting import needs_no_poll
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.events import Events
-from sockserve.core.loop import Loop
+from sockserve.core.loop import LONGEST_WAIT, Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import forget
 from sockserve.core.taken_signals import is_taken, raw_signal, take, take_wakeup
@@ -98,9 +98,10 @@ class ForkDispatcher:
                 _be_child(serve, is_alone=is_alone)
             child = self.adopt(pid, ended)
             began(child)
+            # Before the signals come: the parent's copy would keep the connection open.
+            release()
         finally:
             raw_signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        release()
         return child
 
     def adopt(self, pid: int, ended: Callable[[int], None]) -> Child:
@@ -148,7 +149,7 @@ class ForkDispatcher:
             if child.pidfd is not None:
                 poll.register(child.pidfd, select.POLLIN)
         limit = min((each for each in (timeout, self.must_poll()) if each is not None), default=None)
-        poll.poll(None if limit is None else limit * 1000)
+        poll.poll(None if limit is None else min(limit, LONGEST_WAIT) * 1000)
         self.reap_all()
         for child in self.children.values():
             child.remind()
@@ -167,7 +168,12 @@ class ForkDispatcher:
 
     def _watch(self, child: Child) -> None:
         if self.loop is not None and child.pidfd is not None:
-            self.loop.watch(child.pidfd, functools.partial(self._reap_one, child))
+            try:
+                self.loop.watch(child.pidfd, functools.partial(self._reap_one, child))
+            except OSError:
+                # ENOSPC or ENOMEM of epoll_ctl(2): it is looked after as where there are no such descriptors.
+                self.loop.unwatch(child.pidfd)
+                child.close()
 
     def must_poll(self) -> float | None:
         children = list(self.children.values())
@@ -238,6 +244,8 @@ class ForkingMixIn(DispatchingMixIn):
         self._serving_dispatcher.fork(work, release, began, functools.partial(self._serving_child_ended, live))
 
     def _serving_child_began(self, live: LiveRequest, child: Child) -> None:
+        # What is raised here from now on, a signal handler's exception for one, is not the end of the request.
+        live.claim("worker")
         # Before this process closes its copy of the connection: a drain acts on the one or on the other.
         live.worker = child
         if self.active_children is None:

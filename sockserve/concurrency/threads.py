@@ -67,7 +67,8 @@ class WorkerThreads:
         for thread in self:
             if thread is threading.current_thread() or thread.ident is None:
                 continue
-            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            # The longest that a lock can wait for is 292 years; Thread.join() raises OverflowError for more.
+            thread.join(None if deadline is None else min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
             if thread.is_alive():
                 return False
             self.remove(thread)
