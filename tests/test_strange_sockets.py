@@ -226,5 +226,12 @@ def test_a_listener_of_packets(model: str, running: Running) -> None:
         # A forked child has a copy of it.
         client.shutdown(socket.SHUT_WR)
         client.close()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
+        silent.settimeout(LIMIT)
+        silent.connect(name)
+        silent.send(b"there")
+        assert silent.recv(100) == b"there"
+        call_within(LIMIT, server.drain, LIMIT)
+        assert silent.recv(100) == b""
     call_within(LIMIT / 2, server.shutdown)
     assert os.get_blocking(server.fileno())

@@ -27,6 +27,8 @@ _SO_MEMINFO = 55
 """Linux's socket.h, since 4.12: numbers of bytes of memory, of received and unread data first, sixth of output that the
 peer has not acknowledged."""
 
+_CONNECTED = (socket.SOCK_STREAM, getattr(socket, "SOCK_SEQPACKET", socket.SOCK_STREAM))
+
 LARGE_ANSWER = 16384
 """Bytes of memory that an answer under way occupies, from which on a close may lose a part of it: a smaller one leaves
 at once (10 segments, RFC 6928), and is with its peer before a reset can be."""
@@ -60,7 +62,7 @@ def half_close(connection: Any, patience: float = 0.0) -> bool:
 def end_input(connection: Any) -> None:
     """Make a handler that waits for input see end-of-file, in whichever thread; it can still write.
 
-    No effect on what is not a connected stream socket.
+    No effect on what is not a connected socket, of a stream or of packets.
     """
     _shut(connection, socket.SHUT_RD)
 
@@ -71,7 +73,7 @@ def cut(connection: Any) -> None:
 
 
 def _shut(connection: Any, how: int) -> None:
-    if isinstance(connection, socket.socket) and connection.type == socket.SOCK_STREAM:
+    if isinstance(connection, socket.socket) and connection.type in _CONNECTED:
         try:
             # Not SSLSocket.shutdown(): it drops the TLS layer, and a worker that still writes would write in the clear.
             (socket.socket.shutdown if is_tls(connection) else type(connection).shutdown)(connection, how)
