@@ -28,6 +28,7 @@ from sockserve.core.active_requests import LiveRequest, table_of
 from sockserve.core.events import Observer
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.one_shot import OneShot
+from sockserve.core.replaced import reach
 from sockserve.core.request_life import cut_others, drain_one
 from sockserve.core.server import TCPServer, UDPServer
 from sockserve.net.closing import end_input
@@ -208,4 +209,4 @@ def _drain_one(server: Any, live: LiveRequest) -> None:
         drain_one(server, live)
     elif not live.detached:
         # A standard library's server.
-        end_input(live.request)
+        reach(live, end_input)

@@ -35,6 +35,7 @@ from sockserve.core.active_requests import LiveRequest
 from sockserve.core.events import Events
 from sockserve.core.loop import LONGEST_WAIT, Loop
 from sockserve.core.one_shot import OneShot
+from sockserve.core.replaced import reach
 from sockserve.core.request_life import forget
 from sockserve.core.taken_signals import is_taken, raw_signal, take, take_wakeup
 from sockserve.log import log
@@ -288,7 +289,7 @@ class ForkingMixIn(DispatchingMixIn):
         lifecycle = getattr(self, "_serving_lifecycle", None)
         if lifecycle is not None:
             lifecycle.draining = True
-        end_input(live.request)
+        reach(live, end_input)
 
     def _serving_wait_for_workers(self) -> None:
         self._serving_adopt_children()

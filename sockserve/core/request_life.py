@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from sockserve.core.active_requests import LiveRequest, table_of
 from sockserve.core.events import Events
+from sockserve.core.replaced import reach
 from sockserve.errors import HandshakeError
 from sockserve.log import log
 from sockserve.net.closing import cut, end_input
@@ -358,7 +359,7 @@ def forget(server: Any, live: LiveRequest) -> None:
 def drain_one(server: Any, live: LiveRequest) -> None:
     """Tell whoever serves a request that a drain has begun."""
     if live.worker is None and not live.detached and live.kept is None:
-        server.drain_request(live.request)
+        reach(live, server.drain_request)
     # Not else: a child may have begun meanwhile, and what was told was this process's closed copy.
     if live.worker is not None:
         live.worker.drain()
@@ -378,7 +379,7 @@ def cut_others(server: Any) -> list[LiveRequest]:
     for live in late:
         tell_cut(server, live)
         if live.worker is None and not live.detached:
-            cut(live.request)
+            reach(live, cut)
         if live.worker is not None:
             live.worker.cut()
     return late

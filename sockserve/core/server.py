@@ -12,6 +12,7 @@ from sockserve.core.accepting import drains
 from sockserve.core.active_requests import table_of
 from sockserve.core.aftercare import let_linger
 from sockserve.core.base_server import AddressT, BaseServer, HandlerFactory
+from sockserve.core.replaced import successor
 from sockserve.errors import DatagramTruncatedError
 from sockserve.net.closing import end_input, half_close
 from sockserve.net.lingering import finish_lingering
@@ -160,13 +161,25 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         """Half-close, so that the peer gets the whole answer, then ``close_request()``.
 
         Does not wait. A connection whose peer may not have the whole answer yet lingers, by a descriptor of its own, in
-        the server's loop: 2 seconds at most, 64 KiB of what still comes, and 256 connections of one server.
+        the server's loop: 2 seconds at most, 64 KiB of what still comes, and 256 connections of one server. If the
+        handler's ``connection`` or ``request`` is another socket, into which this one was wrapped, that is closed.
         """
         try:
-            if half_close(request, self._serving_patience):
+            must_linger = half_close(request, self._serving_patience)
+            if must_linger:
                 let_linger(self, request)
+            elif must_linger is None:
+                self._serving_end_successor(request)
         finally:
             self.close_request(request)
+
+    def _serving_end_successor(self, request: StreamT) -> None:
+        live = table_of(self).find(request)
+        taken = None if live is None else successor(live)
+        if taken is not None:
+            if half_close(taken, self._serving_patience):
+                let_linger(self, taken)
+            taken.close()
 
     def close_request(self, request: StreamT) -> None:
         """Close the connection."""

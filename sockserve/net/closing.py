@@ -7,6 +7,7 @@ close.
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import struct
@@ -36,12 +37,13 @@ at once (10 segments, RFC 6928), and is with its peer before a reset can be."""
 _QUEUES = struct.Struct("6I").unpack
 
 
-def half_close(connection: Any, patience: float = 0.0) -> bool:
+def half_close(connection: Any, patience: float = 0.0) -> bool | None:
     """Tell the peer that the answer is complete. Never raises what the peer caused.
 
     True: to close it now may cost the peer the end of its answer, since it has sent more than was read, or may, while
     much of the answer is under way; keep it open by ``Lingering.add()``. Returns at once, but for ``patience`` seconds
-    at most while over TLS the peer does not take what was sent before. The caller closes the socket.
+    at most while over TLS the peer does not take what was sent before. The caller closes the socket. None: it has no
+    descriptor any more.
     """
     try:
         if type(connection) is socket.socket:
@@ -54,9 +56,9 @@ def half_close(connection: Any, patience: float = 0.0) -> bool:
             if not isinstance(connection, socket.socket):
                 return False
         return _must_linger(connection)
-    except OSError:
-        # ENOTCONN, ECONNRESET: the peer was faster. EBADF: the handler closed it.
-        return False
+    except OSError as error:
+        # ENOTCONN, ECONNRESET: the peer was faster. EBADF: the handler closed it, or detached it.
+        return None if error.errno == errno.EBADF else False
 
 
 def end_input(connection: Any) -> None:

@@ -23,6 +23,7 @@ from sockserve.core.events import Observer
 from sockserve.core.lifecycle import CUT_GRACE, CutShort
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
+from sockserve.core.replaced import reach
 from sockserve.core.request_life import cut_others, drain_one
 from sockserve.core.server import TCPServer, UDPServer
 from sockserve.log import log
@@ -81,7 +82,7 @@ class Stop(Observer):
             for live in table_of(server).all():
                 if live.is_callers_own() and not live.detached:
                     # What it still does, its finish() for one, shall not wait for the client.
-                    cut(live.request)
+                    reach(live, cut)
                     if live.state in ("prepare", "handle"):
                         raise CutShort
 
