@@ -290,8 +290,8 @@ class Coordinator(Acceptor):
         self._hears_end = False
         self.loop.wake()
 
-    def leave(self) -> None:
-        """Leave the loop, with no worker taking anything more. Idempotent."""
+    def _leave(self) -> None:
+        """With no worker taking anything more."""
         if self._left:
             return
         self.stop_requested = True
@@ -306,7 +306,7 @@ class Coordinator(Acceptor):
         self.pool.stop()
         if self.lot.parked or self.lot.unheard:
             self._help_to_end()
-        super().leave()
+        super()._leave()
         self._end_pool()
 
     def _end_pool(self) -> None:

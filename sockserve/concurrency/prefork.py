@@ -26,6 +26,7 @@ from sockserve.concurrency.supervisor import Supervisor
 from sockserve.concurrency.worker_process import obey, wait_for_requests
 from sockserve.concurrency.worker_terms import HANDLED
 from sockserve.core.base_order import refuse_wrong_order
+from sockserve.core.deferral import Deferral, get_handler
 from sockserve.core.events import LogObserver
 from sockserve.core.lifecycle import Drained, Lifecycle
 from sockserve.core.loop import Loop
@@ -121,7 +122,7 @@ class PreForkMixIn:
             return
         lifecycle = self._serving_prefork_lifecycle
         supervisor = self._serving_supervisor
-        with Loop() as loop:
+        with Deferral() as signals, Loop() as loop:
             loop.thread = threading.get_ident()
             stay = Stay(loop)
             if not lifecycle.begin(stay):
@@ -134,7 +135,9 @@ class PreForkMixIn:
                 self._serving_poll_interval = poll_interval
                 self._serving_take_blocking_mode()
                 with handling_signals(supervisor):
-                    supervisor.run(loop, lambda: stay.stop_requested, lambda: lifecycle.suspended)
+                    signals.lifted(
+                        lambda: supervisor.run(loop, lambda: stay.stop_requested, lambda: lifecycle.suspended)
+                    )
             finally:
                 loop.close()
                 self._serving_return_blocking_mode()
@@ -403,7 +406,7 @@ def handling_signals(supervisor: Supervisor) -> Generator[None]:
     try:
         if threading.current_thread() is threading.main_thread():
             for signum, verb in meanings.items():
-                if signal.getsignal(signum) is signal.SIG_DFL:
+                if get_handler(signum) == signal.SIG_DFL:
                     taken.append(take(signum, functools.partial(_call, verb)))
         yield
     finally:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.deferral import Deferral
 from sockserve.core.events import Events, events_of
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.loop import Loop, Timer
@@ -373,6 +374,10 @@ class Acceptor:
 
     def leave(self) -> None:
         """Leave the loop. Idempotent."""
+        with Deferral():
+            self._leave()
+
+    def _leave(self) -> None:
         if self._left:
             return
         self._left = True

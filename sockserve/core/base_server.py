@@ -15,6 +15,7 @@ from sockserve.core.accepting import Acceptor, needs_no_poll
 from sockserve.core.active_requests import ActiveRequest, LiveRequest, table_of
 from sockserve.core.aftercare import wait_for_request
 from sockserve.core.base_order import refuse_wrong_order
+from sockserve.core.deferral import Deferral
 from sockserve.core.events import LogObserver, Observer, events_of
 from sockserve.core.lifecycle import CUT_GRACE, Drained, Lifecycle
 from sockserve.core.loop import Loop
@@ -161,21 +162,24 @@ class BaseServer(Generic[RequestT, AddressT]):
         by something other than ``server_close()``; what a signal handler, ``handle_error()`` or ``service_actions()``
         raises; and of an inline handler only what is no Exception (SystemExit, KeyboardInterrupt).
         """
-        with Loop() as loop:
+        with Deferral() as signals, Loop() as loop:
             # Before the first run() already: a shutdown() from another thread waits from now on.
             loop.thread = threading.get_ident()
             acceptor = self._serving_make_acceptor(loop, poll_interval)
             acceptor.holds_end = True
             try:
-                loop.run()
+                signals.lifted(loop.run)
             finally:
-                acceptor.leave()
-                loop.close()
-                acceptor.finish()
+                try:
+                    acceptor.leave()
+                finally:
+                    loop.close()
+                    acceptor.finish()
 
     def attach(self, loop: Loop, poll_interval: float = 0.5) -> None:
         """Be served by ``loop.run()``, beside other servers, until ``shutdown()``. Raises as ``serve_forever()``."""
-        self._serving_make_acceptor(loop, poll_interval)
+        with Deferral():
+            self._serving_make_acceptor(loop, poll_interval)
 
     def _serving_make_acceptor(self, loop: Loop, poll_interval: float) -> Acceptor:
         return Acceptor(self, self._serving_lifecycle, loop, poll_interval)

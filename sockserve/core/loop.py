@@ -9,6 +9,7 @@ the thread that runs the loop, or before it runs.
 from __future__ import annotations
 
 import collections
+import functools
 import heapq
 import select
 import selectors
@@ -18,7 +19,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol, Self
 
-from sockserve.core.taken_signals import give_wakeup_back, take_wakeup
+from sockserve.core.deferral import Deferral
+from sockserve.core.taken_signals import give_wakeup_back, take_wakeup, take_wakeup_again
 from sockserve.errors import AlreadyServingError
 
 __all__ = ["INPUT", "LONGEST_WAIT", "OUTPUT", "Loop", "Source", "Timer", "wait_readable"]
@@ -30,6 +32,10 @@ number in a mask says that the connection ended or broke."""
 
 LONGEST_WAIT = 86400.0 * 24
 """Seconds of one wait at most: poll(2) and epoll_wait(2) take milliseconds as an int."""
+
+LONGEST_DEAFNESS = 0.05
+"""Seconds of the first wait after something was called, which may have taken the signals' wake-up descriptor away: to
+look before each wait would cost every turn a system call."""
 
 
 class Source(Protocol):
@@ -74,13 +80,17 @@ class Loop:
     """
 
     def __init__(self) -> None:
-        self._poller = _open_poller()
-        self.stays_armed = self._poller.stays_armed
-        """Whether a callback of ``arm()`` is called again and again."""
         # A socket pair and not a pipe: select() on Windows takes nothing but sockets.
         self._wake_reader, self._wake_writer = socket.socketpair()
-        self._wake_reader.setblocking(False)
-        self._wake_writer.setblocking(False)
+        try:
+            self._wake_reader.setblocking(False)
+            self._wake_writer.setblocking(False)
+            self._poller = _open_poller()
+        except BaseException:
+            self._close_wake_pair()
+            raise
+        self.stays_armed = self._poller.stays_armed
+        """Whether a callback of ``arm()`` is called again and again."""
         # By descriptor: those are small numbers, and for each event a list is cheaper than a dict, in memory too.
         self._callbacks: list[Callable[[int], object] | None] = []
         # Of the others, which are all armed, only INPUT is wanted, or OUTPUT too: few of either kind.
@@ -97,7 +107,15 @@ class Loop:
         self.turns = 0
         """A number that each turn changes."""
         self.is_closed = False
-        self.watch(self._wake_reader.fileno(), self._drain_wake_ups)
+        self._wakeup: tuple[int, int] | None = None
+        """What signals wake this loop with, while it runs in the main thread."""
+        self._hears_signals = True
+        """Whether nothing was called since that was set last."""
+        try:
+            self.watch(self._wake_reader.fileno(), self._drain_wake_ups)
+        except BaseException:
+            self.abandon()
+            raise
 
     def add(self, source: Source) -> None:
         """Host a source until ``remove``."""
@@ -196,31 +214,25 @@ class Loop:
         claimed_by, me = self.thread, threading.get_ident()
         if claimed_by not in (None, me):
             raise AlreadyServingError("another thread runs this loop")
-        self.thread = me
-        # A signal's Python handler runs in the main thread, between two instructions: one that lands just before the
-        # wait, or in another thread, would wait as long as the loop does.
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        lent = None
-        if in_main_thread:
+        is_inner, lent_before = self._is_running, self._wakeup
+        with Deferral() as signals:
+            self.thread = me
+            # A signal's Python handler runs in the main thread, between two instructions: one that lands just before
+            # the wait, or in another thread, would wait as long as the loop does.
+            if threading.current_thread() is threading.main_thread():
+                try:
+                    self._wakeup = take_wakeup(self._wake_writer.fileno())
+                except ValueError:
+                    # The main thread of a subinterpreter, where no signal handler runs.
+                    pass
             try:
-                lent = take_wakeup(self._wake_writer.fileno())
-            except ValueError:
-                # The main thread of a subinterpreter, where no signal handler runs.
-                pass
-        is_inner, self._is_running = self._is_running, True
-        try:
-            if self._told_in_part:
-                self._tell_again()
-            # From here, and not in an except clause: an exception may come between poll() and the name for its result.
-            self._told_in_part = True
-            while self._sources if source is None else source in self._sources:
-                self._turn()
-            self._told_in_part = is_inner
-        finally:
-            self._is_running = is_inner
-            if lent is not None:
-                give_wakeup_back(lent)
-            self.thread = claimed_by
+                signals.lifted(functools.partial(self._run, source))
+            finally:
+                self._is_running = is_inner
+                if self._wakeup is not None and self._wakeup is not lent_before:
+                    give_wakeup_back(self._wakeup)
+                self._wakeup = lent_before
+                self.thread = claimed_by
 
     def close(self) -> None:
         """Make every source leave and close the loop's own descriptors. Idempotent."""
@@ -239,6 +251,9 @@ class Loop:
         self.is_closed = True
         self._callbacks[:] = [None] * len(self._callbacks)
         self._poller.close()
+        self._close_wake_pair()
+
+    def _close_wake_pair(self) -> None:
         self._wake_reader.close()
         self._wake_writer.close()
 
@@ -247,6 +262,16 @@ class Loop:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def _run(self, source: Source | None) -> None:
+        is_inner, self._is_running = self._is_running, True
+        if self._told_in_part:
+            self._tell_again()
+        # From here, and not in an except clause: an exception may come between poll() and the name for its result.
+        self._told_in_part = True
+        while self._sources if source is None else source in self._sources:
+            self._turn()
+        self._told_in_part = is_inner
 
     def _turn(self) -> None:
         sources = self._sources
@@ -257,6 +282,10 @@ class Loop:
         self.turns += 1
         callbacks = self._callbacks
         ready = self._poller.poll(0.0 if self._soon else self._wait_limit(sources))
+        if self._wakeup is not None:
+            self._hears_signals = not ready
+            if not ready:
+                take_wakeup_again(self._wakeup)
         while self._after_wait:
             self._after_wait.popleft()()
         for fd, events in ready:
@@ -297,7 +326,7 @@ class Loop:
         return True
 
     def _wait_limit(self, sources: tuple[Source, ...]) -> float | None:
-        limit = None
+        limit = None if self._hears_signals else LONGEST_DEAFNESS
         for source in sources:
             if source.max_wait is not None and (limit is None or source.max_wait < limit):
                 limit = source.max_wait
@@ -311,6 +340,7 @@ class Loop:
         return None if limit is None else min(limit, LONGEST_WAIT)
 
     def _fire_timers(self) -> None:
+        self._hears_signals = False
         now = time.monotonic()
         while self._timers and self._timers[0].when <= now:
             callback = heapq.heappop(self._timers).callback
@@ -320,7 +350,8 @@ class Loop:
     def _drain_wake_ups(self) -> None:
         try:
             self._wake_reader.recv(4096)
-        except BlockingIOError:
+        except OSError:
+            # Nothing to read; or no memory just now, and the next wait tells again.
             pass
 
 

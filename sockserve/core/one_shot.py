@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 
@@ -26,15 +27,22 @@ class OneShot:
     def set(self) -> None:
         """Let everybody go who waits or will wait. Idempotent."""
         self._is_set = True
-        while True:
+        waiters = self._waiters
+        while waiters:
             try:
-                waiter = self._waiters.pop()
+                waiter = waiters[-1]
             except IndexError:
+                # Another thread is at it too.
                 return
+            # Forgotten second: what a signal handler raises between the two makes it be called twice, and not never.
             waiter()
+            try:
+                waiters.remove(waiter)
+            except ValueError:
+                pass
 
     def then(self, callback: Callable[[], object]) -> None:
-        """Call back once it is set, in whichever thread sets it; now, if it is."""
+        """Call back when it is set, in whichever thread sets it; now, if it is. Perhaps more than once."""
         self._waiters.append(callback)
         if self._is_set:
             self.set()
@@ -45,15 +53,24 @@ class OneShot:
             return True
         waiter = threading.Lock()
         waiter.acquire()
-        self._waiters.append(waiter.release)
+        release = functools.partial(_release, waiter)
+        self._waiters.append(release)
         # Again, because set() may have come between the look above and the append.
         if self.is_set():
             return True
         if waiter.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
             return True
         try:
-            self._waiters.remove(waiter.release)
+            self._waiters.remove(release)
         except ValueError:
             # set() came at the last moment.
             return True
         return False
+
+
+def _release(waiter: threading.Lock) -> None:
+    try:
+        waiter.release()
+    except RuntimeError:
+        # Called again.
+        pass

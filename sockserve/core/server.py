@@ -12,7 +12,11 @@ from sockserve.core.accepting import drains
 from sockserve.core.active_requests import table_of
 from sockserve.core.aftercare import let_linger
 from sockserve.core.base_server import AddressT, BaseServer, HandlerFactory
+<<<<<<< HEAD
 from sockserve.core.replaced import successor
+=======
+from sockserve.core.deferral import Deferral
+>>>>>>> 0efe94d (A signal at any instruction leaves nothing claimed, and no loop deaf)
 from sockserve.errors import DatagramTruncatedError
 from sockserve.net.closing import end_input, half_close
 from sockserve.net.lingering import finish_lingering
@@ -89,7 +93,8 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         """
         apply_reuse(self.socket, bool(self.allow_reuse_address), bool(self.allow_reuse_port))
         if _HAS_UNIX and self.socket.family == socket.AF_UNIX:
-            self._serving_bound_path = bind_unix(self.socket, self.server_address, self.socket_mode)
+            with Deferral():
+                self._serving_bound_path = bind_unix(self.socket, self.server_address, self.socket_mode)
             self.server_address = unix_name(self.socket.getsockname())
         else:
             self.socket.bind(self.server_address)
@@ -106,10 +111,11 @@ class TCPServer(BaseServer[StreamT, AddressT]):
 
     def _serving_free_address(self) -> None:
         super().server_close()
-        bound_path, self._serving_bound_path = self._serving_bound_path, None
+        bound_path = self._serving_bound_path
         if bound_path is not None:
             # Before the close: an open socket keeps others from taking the path for a dead server's.
             bound_path.unlink()
+            self._serving_bound_path = None
         listener = getattr(self, "socket", None)
         if listener is not None:
             listener.close()

@@ -8,7 +8,7 @@ import io
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sockserve.errors import PeerTimeoutError
 
@@ -81,9 +81,13 @@ class SocketReader(io.RawIOBase):
         """Yes."""
         return True
 
-    def tell(self) -> int:
-        """0. A buffer asks for it once, and an exception that said no would cost as much as all else that it does."""
-        return 0
+    # 0. A buffer asks for it once, and an exception that said no would cost as much as all else that it does. Not a
+    # function of Python's: the buffer swallows what is raised there, also by a signal handler that runs as it begins.
+    if TYPE_CHECKING:
+
+        def tell(self) -> int: ...
+    else:
+        tell = staticmethod(int)
 
     def fileno(self) -> int:
         """The socket's descriptor."""

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import importlib
 import os
 import signal
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from sockserve.core.deferral import end_in_child, get_handler, raw_signal, set_handler
 
 __all__ = [
     "Taken",
@@ -27,12 +28,9 @@ __all__ = [
     "take",
     "take_for_stacks",
     "take_wakeup",
+    "take_wakeup_again",
     "when_forked",
 ]
-
-# ``signal`` without its enums, whose making writes to dozens of pages that parent and child share after the fork: the
-# kernel copies each of them.
-raw_signal: Any = importlib.import_module("_signal")
 
 
 class Taken(NamedTuple):
@@ -65,11 +63,11 @@ def take(signum: int, handler: Callable[[int], object], *, was_blocked: bool = F
             _be_forked()
             raw_signal.raise_signal(number)
 
-    taken = Taken(signum, ours, raw_signal.getsignal(signum), was_blocked)
+    taken = Taken(signum, ours, get_handler(signum), was_blocked)
     # Before the handler is there: a signal's handler in between may raise, or fork.
     _taken.append(taken)
     try:
-        raw_signal.signal(signum, ours)
+        set_handler(signum, ours)
     except ValueError:
         _taken.remove(taken)
         raise
@@ -80,18 +78,18 @@ def give_back(taken: Taken) -> None:
     """Let the signal mean again what it did before. No effect in a forked child, where it does already."""
     if taken in _taken:
         # None: what it had was not installed by Python.
-        raw_signal.signal(taken.signum, raw_signal.SIG_DFL if taken.before is None else taken.before)
+        set_handler(taken.signum, raw_signal.SIG_DFL if taken.before is None else taken.before)
         _taken.remove(taken)
 
 
 def is_ignored(signum: int) -> bool:
     """Whether a signal is ignored: by the program, or by whatever started it (nohup(1), a shell's ``&``)."""
-    return bool(raw_signal.getsignal(signum) == raw_signal.SIG_IGN)
+    return bool(get_handler(signum) == raw_signal.SIG_IGN)
 
 
 def is_taken(signum: int) -> bool:
     """Whether a handler of ours is in place for a signal."""
-    meaning = raw_signal.getsignal(signum)
+    meaning = get_handler(signum)
     return any(taken.ours is meaning for taken in _taken)
 
 
@@ -108,10 +106,18 @@ def take_wakeup(fd: int) -> tuple[int, int]:
     return lent
 
 
+def take_wakeup_again(lent: tuple[int, int]) -> None:
+    """After something may have taken it away: a loop of a handler's own, asyncio's for one, leaves none behind."""
+    signal.set_wakeup_fd(lent[0], warn_on_full_buffer=False)
+
+
 def give_wakeup_back(lent: tuple[int, int]) -> None:
     """Set the descriptor that was set before. No effect in a forked child, where it is already."""
     if lent in _wakeups:
-        signal.set_wakeup_fd(lent[1], warn_on_full_buffer=lent[1] == -1)
+        signal.set_wakeup_fd(-1)
+        with contextlib.suppress(ValueError, OSError):
+            # Closed meanwhile.
+            signal.set_wakeup_fd(lent[1], warn_on_full_buffer=lent[1] == -1)
         _wakeups.remove(lent)
 
 
@@ -122,6 +128,7 @@ def when_forked(callback: Callable[[], object]) -> None:
 
 def _be_forked() -> None:
     """In the child: give all back. Idempotent."""
+    end_in_child()
     while _for_stacks:
         faulthandler.unregister(_for_stacks.pop())
     while _when_forked:

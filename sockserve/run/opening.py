@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from sockserve.core.base_server import HandlerFactory
+from sockserve.core.deferral import Deferral
 from sockserve.core.server import TCPServer
 from sockserve.errors import AddressError, BindError
 from sockserve.net.address import Address, parse_address
@@ -37,13 +38,13 @@ _SCHEMES = {
 
 
 def open_servers(
-    handler: HandlerFactory, addresses: Sequence[str], model: str, settings: Mapping[str, object]
+    handler: HandlerFactory, addresses: Sequence[str], model: str, settings: Mapping[str, object], signals: Deferral
 ) -> list[AnyServer]:
     """Open a server for each address, or none: when one fails, those before it are closed again.
 
     ``settings`` become attributes of each server before it is bound. Raises AddressError for a text that is no address,
     or is one that cannot be served, by this handler or at all; BindError for one that the system refuses; ValueError
-    for a model that there is not.
+    for a model that there is not. Signals are deferred by the caller; they are heard while a name is looked up.
     """
     parsed = [parse_address(text) for text in addresses]
     servers: list[AnyServer] = []
@@ -51,7 +52,7 @@ def open_servers(
         for address in parsed:
             if any(server.fileno() == address.sockaddr for server in servers):
                 raise AddressError(f"{address}: another of these servers has that descriptor")
-            server = _make(handler, address, model)
+            server = _make(handler, address, model, signals)
             undo.callback(server.server_close)
             vars(server).update(settings)
             try:
@@ -72,12 +73,12 @@ def roots_of(handler: object) -> list[str]:
     return [base.__name__ for base in mro if base.__module__ in ("sockserve", "socketserver")]
 
 
-def _make(handler: HandlerFactory, address: Address, model: str) -> AnyServer:
+def _make(handler: HandlerFactory, address: Address, model: str, signals: Deferral) -> AnyServer:
     """A server that is not bound yet, or one that has taken an inherited socket over."""
     with contextlib.ExitStack() as undo:
         inherited = adopt(cast("int", address.sockaddr), keeps_mode=True) if address.scheme == "fd" else None
         if inherited is None:
-            scheme, kind, name = address.scheme, address.type, _resolve(address)
+            scheme, kind, name = address.scheme, address.type, _resolve(address, signals)
         else:
             # Unless all goes well it stays open, and the caller's.
             undo.callback(inherited.detach)
@@ -105,14 +106,15 @@ def _identify(address: Address, inherited: socket.socket) -> tuple[str, socket.S
     return scheme, kind, unix_name(name) if scheme.startswith("unix") else name
 
 
-def _resolve(address: Address) -> Any:
+def _resolve(address: Address, signals: Deferral) -> Any:
     """What bind() takes; for a host name its first IPv4 address, or if it has none its first of another family."""
     if not isinstance(address.sockaddr, tuple) or not address.sockaddr[0]:
         return address.sockaddr
     host, port = address.sockaddr
     try:
         # As bytes: for text Python applies rules of its own, and other errors, before it asks the system.
-        found = socket.getaddrinfo(host.encode(), port, address.family, cast("int", address.type))
+        name, kind = host.encode(), cast("int", address.type)
+        found = signals.lifted(lambda: socket.getaddrinfo(name, port, address.family, kind))
     except OSError as error:
         raise _refusal(address, error) from error
     return min(found, key=lambda info: info[0] != socket.AF_INET)[4]

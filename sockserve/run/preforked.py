@@ -14,6 +14,7 @@ from sockserve.concurrency.prefork import OF_THE_SUPERVISOR, Stay, handling_sign
 from sockserve.concurrency.supervised import drain_within
 from sockserve.concurrency.supervisor import Supervisor
 from sockserve.concurrency.worker_process import obey, wait_for_requests
+from sockserve.core.deferral import Deferral
 from sockserve.core.events import Counters, Observer
 from sockserve.core.loop import Loop
 from sockserve.core.server import TCPServer
@@ -117,6 +118,7 @@ def serve_in_processes(
     observers: Sequence[Observer],
     ready: Callable[[], object],
     *,
+    signals: Deferral,
     early: Sequence[signal.Signals],
     handles_signals: bool,
 ) -> Counters:
@@ -138,16 +140,20 @@ def serve_in_processes(
         if handles_signals:
             last_first.enter_context(handling(lambda _: supervisor.stop()))
             last_first.enter_context(handling_signals(supervisor))
-        try:
+
+        def run() -> None:
             if not early:
                 supervisor.run(
                     loop,
                     lambda: _are_stopped(stays),
                     lambda: all(_lifecycle_of(server).suspended for server in servers),
                 )
+
+        try:
+            signals.lifted(run)
         finally:
             service.close_ports()
-            supervisor.end(drain_within(processes.drain_timeout))
+            signals.lifted(lambda: supervisor.end(drain_within(processes.drain_timeout)))
     return supervisor.counters
 
 

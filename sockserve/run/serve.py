@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from sockserve.core.base_server import HandlerFactory
+from sockserve.core.deferral import Deferral
 from sockserve.core.events import Counters, Observer
 from sockserve.core.lifecycle import CutShort
 from sockserve.core.loop import Loop
@@ -94,9 +95,9 @@ def serve(
         "max_workers": max_workers,
     }
     given = {name: value for name, value in settings.items() if value is not None}
-    with contextlib.ExitStack() as last_first:
+    with Deferral() as signals, contextlib.ExitStack() as last_first:
         early = last_first.enter_context(noting_sigterm(noted=handles_signals))
-        servers = open_servers(factory, addresses, model, given)
+        servers = open_servers(factory, addresses, model, given, signals)
         for server in servers:
             last_first.callback(server.server_close)
         for server in servers:
@@ -104,13 +105,22 @@ def serve(
         tell = functools.partial(ready or _tell_nobody, tuple(servers))
         if processes is None:
             counters = _serve_here(
-                servers, model, drain_timeout, others, tell, early=early, handles_signals=handles_signals
+                servers,
+                model,
+                drain_timeout,
+                others,
+                tell,
+                signals=signals,
+                early=early,
+                handles_signals=handles_signals,
             )
         else:
             # _check_processes() has seen that there is fork.
             limits = Processes(processes, max_requests, worker_timeout, drain_timeout)  # pyright: ignore[reportPossiblyUnboundVariable]
             run = serve_in_processes  # pyright: ignore[reportPossiblyUnboundVariable]
-            counters = run(servers, name, limits, others, tell, early=early, handles_signals=handles_signals)
+            counters = run(
+                servers, name, limits, others, tell, signals=signals, early=early, handles_signals=handles_signals
+            )
     log.info(
         "stopped: %d requests accepted, %d handled, %d failed, %d refused",
         counters.accepted,
@@ -128,6 +138,7 @@ def _serve_here(
     observers: Sequence[Observer],
     ready: Callable[[], object],
     *,
+    signals: Deferral,
     early: Sequence[signal.Signals],
     handles_signals: bool,
 ) -> Counters:
@@ -142,14 +153,18 @@ def _serve_here(
             last_first.enter_context(handling(stop.on_signal))
             if model in ("inline", "greenlet") and drain_timeout is not None:
                 last_first.enter_context(time_limit(stop, drain_timeout))
-        ready()
-        try:
+        signals.lifted(ready)
+
+        def run() -> None:
             with contextlib.suppress(CutShort):
                 for signum in early:
                     stop.on_signal(signum)
                 loop.run()
+
+        try:
+            signals.lifted(run)
         finally:
-            stop.drain(drain_timeout)
+            signals.lifted(lambda: stop.drain(drain_timeout))
     return counters
 
 

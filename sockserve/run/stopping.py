@@ -41,23 +41,30 @@ class Stop(Observer):
         self.loop = loop
         self.signal: signal.Signals | None = None
         """What asked; None: no signal did."""
+        self.is_asked = False
+        """Whether the servers are being told to stop, or have been."""
         self.asked = OneShot()
+        """Set once they have been."""
         self.is_to_cut = False
         self._pid = os.getpid()
 
     def on_signal(self, signum: signal.Signals) -> None:
-        """The first signal asks, any other cuts."""
+        """The first signal asks, any other cuts; one that comes while the first asks cuts after that."""
         if os.getpid() != self._pid:
             return
-        if not self.asked.is_set():
-            self.signal = signum
-            self.ask()
-        else:
+        if self.signal is not None:
+            self.is_to_cut = True
+            if self.asked.is_set():
+                self.cut()
+            return
+        self.signal = signum
+        self.ask()
+        if self.is_to_cut:
             self.cut()
 
     def ask(self) -> None:
         """Accept no more, free the ports, end the input of all requests. Safe in a signal handler, idempotent."""
-        self.asked.set()
+        self.is_asked = True
         for server in self.servers:
             lifecycle = server._serving_lifecycle  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             lifecycle.draining = True
@@ -70,6 +77,8 @@ class Stop(Observer):
                 if live.worker is None:
                     drain_one(server, live)
         self.loop.wake()
+        # Last: from now on another signal may raise.
+        self.asked.set()
 
     def cut(self) -> None:
         """Let the loop cut what is in progress, and end what this thread serves. Safe in a signal handler.
@@ -88,7 +97,7 @@ class Stop(Observer):
 
     def on_accept(self, server: Any, request: LiveRequest) -> None:
         """Treat one that came between accept() and the table like those that were asked before it."""
-        if self.asked.is_set():
+        if self.is_asked:
             drain_one(server, request)
 
     def drain(self, timeout: float | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dis
+import linecache
 import os
 import pathlib
 import signal
@@ -21,8 +22,15 @@ PACKAGE = str(pathlib.Path(sockserve.__file__).parent)
 FOLLOWED = (PACKAGE, contextlib.__file__)
 """Files in whose frames places are counted: the package's, and that of its ``with`` blocks."""
 
-ALSO_FOLLOWED = (threading.Thread.start.__code__,)
-"""The same. Not a Condition's methods: an exception there comes out as the RuntimeError of a lock that is not held."""
+START = threading.Thread.start.__code__
+"""The same, from the moment on in which the thread may run. An exception before that leaves it in a list of starting
+threads for ever; in a Condition's methods one comes out as the RuntimeError of a lock that is not held."""
+
+TURNS = 3
+"""Of a loop only so many turns are tried."""
+
+HANDLER = "take.<locals>.ours"
+"""What the package gives to signal.signal()."""
 
 
 class Interrupt:
@@ -40,60 +48,123 @@ class Interrupt:
         """Where the signal came; empty: it did not."""
         self._within_handler = within_handler
         """Whether only places count while a handler of the package runs for an earlier signal."""
-        self._handler: types.FrameType | None = None
-        self._before: dict[types.FrameType, str | None] = {}
         self._pid = os.getpid()
+        self._turns: dict[int, dict[int, int]] = {}
+        """For each frame how often it came to each of its instructions."""
+        self._looker: Any = _Monitor(self) if hasattr(sys, "monitoring") else _Tracer(self)
 
     def active(self) -> Self:
-        """Count in the body of a ``with``."""
+        """Count in the body of a ``with``, in the main thread."""
         return self
 
     def __enter__(self) -> None:
-        # CPython 3.12 looks at settrace() whether any frame wants to see instructions.
-        sys._getframe().f_trace_opcodes = True
-        sys.settrace(self._trace)
+        self._looker.begin()
 
     def __exit__(self, *exc_info: object) -> None:
+        self._looker.end()
+
+    def reach(self, frame: types.FrameType, after: str) -> None:
+        """Count a place, in a frame that is followed. Raises what the signal's handler raises."""
+        if os.getpid() != self._pid:
+            # A forked process is not meant.
+            return
+        if frame.f_code is START:
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+            if "_start_" not in line and "_started.wait" not in line:
+                return
+        if self._within_handler and not _is_in_handler(frame):
+            return
+        if after == "RESUME":
+            self._turns[id(frame)] = {}
+        turns = self._turns.setdefault(id(frame), {})
+        turns[frame.f_lasti] = turns.get(frame.f_lasti, 0) + 1
+        if turns[frame.f_lasti] > TURNS:
+            return
+        self.count += 1
+        if self.count == self.number:
+            file = pathlib.Path(frame.f_code.co_filename).name
+            self.place = f"{frame.f_code.co_qualname} ({file}:{frame.f_lineno}, after {after})"
+            signal.raise_signal(self.signum)
+
+
+def _is_in_handler(frame: types.FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_qualname == HANDLER:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_followed(code: types.CodeType) -> bool:
+    return code is START or code.co_filename.startswith(FOLLOWED)
+
+
+class _Tracer:
+    """Looks for places by sys.settrace(), one instruction after the other."""
+
+    def __init__(self, interrupt: Interrupt) -> None:
+        self._interrupt = interrupt
+        self._before: dict[types.FrameType, str | None] = {}
+
+    def begin(self) -> None:
+        sys.settrace(self._trace)
+
+    def end(self) -> None:
         sys.settrace(None)
         self._before.clear()
 
     def _trace(self, frame: types.FrameType, event: str, _: Any) -> Any:
-        if os.getpid() != self._pid:
-            # A forked process is not meant.
-            sys.settrace(None)
-            return None
         if event == "call":
             caller = frame.f_back
             if caller in self._before and frame.f_code.co_name != "__init__":
                 self._before[caller] = None
-            if not frame.f_code.co_filename.startswith(FOLLOWED) and frame.f_code not in ALSO_FOLLOWED:
+            if not _is_followed(frame.f_code):
                 return None
-            if self._within_handler and self._handler is None and _is_handler(frame.f_code):
-                self._handler = frame
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
             self._before[frame] = "RESUME" if frame.f_lasti <= 6 else None
         elif event == "return":
             self._before.pop(frame, None)
-            if frame is self._handler:
-                self._within_handler = self._handler = None
-                self.number = -1
         elif event == "opcode":
             before = self._before.get(frame)
             operation = dis.opname[frame.f_code.co_code[frame.f_lasti]]
             looks = operation.startswith("CALL") or operation == "JUMP_BACKWARD"
             self._before[frame] = operation if looks else None
-            if before and (not self._within_handler or self._handler is not None):
-                self._reach(frame, before)
+            if before:
+                self._interrupt.reach(frame, before)
         return self._trace
 
-    def _reach(self, frame: types.FrameType, operation: str) -> None:
-        self.count += 1
-        if self.count == self.number:
-            file = pathlib.Path(frame.f_code.co_filename).name
-            self.place = f"{frame.f_code.co_qualname} ({file}:{frame.f_lineno}, after {operation})"
-            signal.raise_signal(self.signum)
 
+class _Monitor:
+    """Looks for places by sys.monitoring, which CPython has since 3.12; its settrace() misses first runs of code."""
 
-def _is_handler(code: types.CodeType) -> bool:
-    """Whether it is what the package gives to signal.signal()."""
-    return code.co_name == "<lambda>" and code.co_filename.endswith(("signals.py", "prefork.py"))
+    def __init__(self, interrupt: Interrupt) -> None:
+        self._interrupt = interrupt
+        self._monitoring: Any = sys.monitoring  # type: ignore[attr-defined,unused-ignore]
+        self._thread = threading.get_ident()
+        self._tool: int = self._monitoring.PROFILER_ID
+
+    def begin(self) -> None:
+        monitoring, events = self._monitoring, self._monitoring.events
+        monitoring.use_tool_id(self._tool, "injection")
+        callbacks = {
+            events.PY_START: lambda code, _: self._see(code, "RESUME"),
+            events.CALL: lambda code, _offset, _call, _argument: self._see(code, ""),
+            # CPython looks whatever came of the call.
+            events.C_RETURN: lambda code, _offset, _call, _argument: self._see(code, "CALL"),
+            events.JUMP: lambda code, offset, target: self._see(code, "JUMP_BACKWARD" if target < offset else ""),
+        }
+        for event, callback in callbacks.items():
+            monitoring.register_callback(self._tool, event, callback)
+        # Those of returns from C come with those of calls.
+        monitoring.set_events(self._tool, events.PY_START | events.CALL | events.JUMP)
+
+    def end(self) -> None:
+        self._monitoring.set_events(self._tool, 0)
+        self._monitoring.free_tool_id(self._tool)
+
+    def _see(self, code: types.CodeType, after: str) -> Any:
+        if not _is_followed(code):
+            return None
+        if after and threading.get_ident() == self._thread:
+            self._interrupt.reach(sys._getframe(2), after)
+        return None

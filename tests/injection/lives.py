@@ -229,12 +229,13 @@ def stop(injection: Injection, model: str, findings: Findings) -> None:
                     verb()
             except Exception as error:
                 findings.append(f"a verb raised {error!r}")
+    # Without a drain the end waits for it.
+    busy.close()
     last = threading.Thread(target=server.shutdown, name="last", daemon=True)
     last.start()
     if findings.ends(last, "shutdown()") and findings.ends(loop, "serve_forever()"):
         findings.extend(f"serve_forever() raised {error!r}" for error in errors)
         _close(server, injection, findings)
-    busy.close()
 
 
 def program(injection: Injection, model: str, findings: Findings) -> None:
