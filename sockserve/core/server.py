@@ -12,11 +12,8 @@ from sockserve.core.accepting import drains
 from sockserve.core.active_requests import table_of
 from sockserve.core.aftercare import let_linger
 from sockserve.core.base_server import AddressT, BaseServer, HandlerFactory
-<<<<<<< HEAD
-from sockserve.core.replaced import successor
-=======
 from sockserve.core.deferral import Deferral
->>>>>>> 0efe94d (A signal at any instruction leaves nothing claimed, and no loop deaf)
+from sockserve.core.replaced import successor
 from sockserve.errors import DatagramTruncatedError
 from sockserve.net.closing import end_input, half_close
 from sockserve.net.lingering import finish_lingering
