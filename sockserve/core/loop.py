@@ -9,6 +9,7 @@ the thread that runs the loop, or before it runs.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import heapq
 import select
@@ -220,11 +221,9 @@ class Loop:
             # A signal's Python handler runs in the main thread, between two instructions: one that lands just before
             # the wait, or in another thread, would wait as long as the loop does.
             if threading.current_thread() is threading.main_thread():
-                try:
+                # ValueError: the main thread of a subinterpreter, where no signal handler runs.
+                with contextlib.suppress(ValueError):
                     self._wakeup = take_wakeup(self._wake_writer.fileno())
-                except ValueError:
-                    # The main thread of a subinterpreter, where no signal handler runs.
-                    pass
             try:
                 signals.lifted(functools.partial(self._run, source))
             finally:
