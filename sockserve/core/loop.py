@@ -22,6 +22,7 @@ from typing import Protocol, Self
 
 from sockserve.core.deferral import Deferral
 from sockserve.core.taken_signals import give_wakeup_back, take_wakeup, take_wakeup_again
+from sockserve.core.timer import Timer
 from sockserve.errors import AlreadyServingError
 
 __all__ = ["INPUT", "LONGEST_WAIT", "OUTPUT", "Loop", "Source", "Timer", "wait_readable"]
@@ -56,21 +57,6 @@ class Source(Protocol):
 
     def abandon(self) -> None:
         """Close this process's copy of what it watches."""
-
-
-class Timer:
-    """A call that the loop makes once, not before its time. ``cancel()`` is enough to forget it."""
-
-    def __init__(self, when: float, callback: Callable[[], None]) -> None:
-        self.when = when
-        self.callback: Callable[[], None] | None = callback
-
-    def cancel(self) -> None:
-        """Never call back. No effect once called."""
-        self.callback = None
-
-    def __lt__(self, other: Timer) -> bool:
-        return self.when < other.when
 
 
 class Loop:
