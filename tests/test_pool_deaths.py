@@ -50,6 +50,8 @@ def test_workers_that_die_at_once_are_replaced_after_a_pause(
 
     def with_quick_timers(loop: Any, poll_interval: float) -> Any:
         def call_later(delay: float, callback: Any) -> Any:
+            if callback.__name__ != "_try_to_start_again":
+                return real(delay, callback)
             pauses.append(delay)
             return real(0.0, callback)
 
@@ -60,7 +62,8 @@ def test_workers_that_die_at_once_are_replaced_after_a_pause(
     running(server)
     assert ask(server, b"hello", timeout=LIMIT) == b"hello"
     assert len(deaths.wait()) == 2
-    assert min(pauses[:2]) >= 0.5
+    assert len(pauses) == 2
+    assert min(pauses) >= 0.5
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])

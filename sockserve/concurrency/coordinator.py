@@ -196,14 +196,14 @@ class Coordinator(Acceptor):
         if self._cannot_start:
             return
         pool = self.pool
-        if pool.stillborn:
-            # Whatever they died of, the next one may die of it as soon: at full speed that would be all that happens.
-            pool.stillborn = 0
-            self._pause_starting()
-            return
         pool.wants_worker = False
         try:
             while pool.needs_worker():
+                if pool.stillborn:
+                    # Whatever they died of, the next may die of it as soon: at full speed that would be all there is.
+                    pool.stillborn = 0
+                    self._pause_starting()
+                    return
                 pool.start_worker()
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RuntimeError) and interpreter_ends(error):

@@ -213,10 +213,11 @@ class Worker:
         finally:
             if not has_retired:
                 pool.idle.pop()
+                if not self.served and not pool.stopping:
+                    # Before it is missed.
+                    pool.stillborn += 1
             pool.left(self)
             if not has_retired and not pool.stopping:
-                if not self.served:
-                    pool.stillborn += 1
                 pool.wants_worker = True
                 pool.wake()
 
