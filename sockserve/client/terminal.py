@@ -25,6 +25,9 @@ class OutputError(Exception):
 def input_as_socket() -> socket.socket:
     """What arrives on standard input: a thread copies it, because a file or a Windows console cannot be waited for."""
     ours, theirs = socket.socketpair()
+    for each in (ours, theirs):
+        # Whatever socket.setdefaulttimeout() says: a person thinks as long as they like.
+        each.setblocking(True)
 
     def copy() -> None:
         # OSError: a directory as input; or nobody wants more.

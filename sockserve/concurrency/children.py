@@ -22,6 +22,7 @@ __all__ = [
     "flush_standard_streams",
     "ignore",
     "leave_process",
+    "open_pidfd",
 ]
 
 HELD_BACK = tuple(
@@ -52,7 +53,7 @@ class Child:
 
     def __init__(self, pid: int, ended: Callable[[int], None]) -> None:
         self.pid = pid
-        self.pidfd = _open_pidfd(pid)
+        self.pidfd = open_pidfd(pid)
         self._ended = ended
         self._drain_again: float | None = None
         self._is_reaped = False
@@ -139,7 +140,7 @@ def leave_process(status: int, *, is_alone: bool = False) -> NoReturn:
         os._exit(status)
 
 
-def _open_pidfd(pid: int) -> int | None:
+def open_pidfd(pid: int) -> int | None:
     """A descriptor that becomes readable when the process ends (pidfd_open(2)); None where there is none to be had."""
     if sys.platform != "linux":
         return None

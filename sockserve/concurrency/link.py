@@ -12,7 +12,8 @@ import signal
 import socket
 from collections.abc import Callable
 
-from sockserve.concurrency.worker_terms import ACTIVE, ASLEEP, AWAKE, READY, STOPPED, Orders, Page
+from sockserve.concurrency.parent_process import ParentProcess
+from sockserve.concurrency.worker_terms import ACTIVE, ASLEEP, AWAKE, READY, STOPPED, Orders, Page, told_since
 from sockserve.core.loop import Loop
 from sockserve.core.taken_signals import take_for_stacks
 
@@ -47,7 +48,7 @@ class _Rest:
 class Link:
     """A worker's end of the line to its supervisor."""
 
-    def __init__(self, control: socket.socket, page: Page, orders: Orders) -> None:
+    def __init__(self, control: socket.socket, page: Page, orders: Orders, parent: ParentProcess | None = None) -> None:
         self.page = page
         self.orders = orders
         self.control = control
@@ -56,6 +57,8 @@ class Link:
         """What the worker does if it is about to begin and may not any more."""
         self.when_let_go: Callable[[], object] | None = None
         """What else has to let go of the memory that both share."""
+        self._parent = parent
+        self._heard: dict[int, int] = {}
         self._loop: Loop | None = None
         self._is_ready = False
 
@@ -103,11 +106,24 @@ class Link:
 
     def tell(self, message: bytes) -> None:
         """Tell the supervisor; from any thread."""
+        self.page.say(message)
         try:
             self.control.send(message, socket.MSG_DONTWAIT)
         except OSError:
-            # Nobody there to be told, or not listening for a long time.
+            # It has ended, or there is enough in the socket to wake it.
             pass
+
+    def next_orders(self) -> bytes | None:
+        """Wait for what the supervisor orders; None: it has ended. In one thread."""
+        if self._parent is not None and not self._parent.wait_for(self.control):
+            return None
+        try:
+            if not self.control.recv(4096):
+                return None
+        except OSError:
+            # Reset: as end-of-file.
+            return None
+        return told_since(self.page.orders(), self._heard)
 
     def write_stacks_on(self, signum: signal.Signals) -> None:
         """Make a signal tell the supervisor the stacks of all threads, whatever they are at."""
@@ -116,6 +132,8 @@ class Link:
     def let_go(self) -> None:
         """In a process that the worker has forked: what it does there is no matter of the supervisor's."""
         self.control.close()
+        if self._parent is not None:
+            self._parent.close()
         self.page.let_go()
         if self.when_let_go is not None:
             self.when_let_go()

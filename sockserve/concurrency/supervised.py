@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from sockserve.concurrency.children import HELD_BACK, Child, flush_log_handlers, flush_standard_streams, ignore
 from sockserve.concurrency.link import Link
+from sockserve.concurrency.parent_process import ParentProcess
 from sockserve.concurrency.worker_process import be_worker
 from sockserve.concurrency.worker_terms import (
     CAUSE,
@@ -22,6 +23,7 @@ from sockserve.concurrency.worker_terms import (
     SUSPENSIONS,
     Orders,
     Page,
+    told_since,
 )
 from sockserve.core.lifecycle import CUT_GRACE
 from sockserve.core.loop import Timer
@@ -92,6 +94,9 @@ class Worker:
         self.page.numbers[SUSPENSIONS] = suspensions
         self.control, self._theirs = socket.socketpair()
         self.control.setblocking(False)
+        # Otherwise socket.setdefaulttimeout() is about the worker's end.
+        self._theirs.setblocking(True)
+        self._heard: dict[int, int] = {}
         self._text = bytearray()
 
     def __str__(self) -> str:
@@ -112,10 +117,11 @@ class Worker:
         flush_standard_streams()
         flush_log_handlers()
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        parent = ParentProcess()
         try:
             pid = os.fork()
             if pid == 0:
-                self._be_child(work, abandon, unblocked)
+                self._be_child(work, abandon, unblocked, parent)
             self.child = Child(pid, functools.partial(ended, self))
             began(self)
         except OSError:
@@ -123,9 +129,16 @@ class Worker:
             raise
         finally:
             self._theirs.close()
+            parent.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
-    def _be_child(self, work: Callable[[Link], None], abandon: Callable[[], None], unblocked: set[int]) -> NoReturn:
+    def _be_child(
+        self,
+        work: Callable[[Link], None],
+        abandon: Callable[[], None],
+        unblocked: set[int],
+        parent: ParentProcess,
+    ) -> NoReturn:
         try:
             # One of the program's would hear in the supervisor what this worker is told.
             take_wakeup(-1)
@@ -136,7 +149,7 @@ class Worker:
                 if not is_ignored(signum):
                     take(signum, ignore)
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-            be_worker(Link(self._theirs, self.page, self.orders), work)
+            be_worker(Link(self._theirs, self.page, self.orders, parent), work)
         finally:
             os._exit(1)
 
@@ -147,9 +160,11 @@ class Worker:
             return
         if command in (RETIRE, LEAVE, DRAIN, CUT):
             self.is_leaving = True
+        self.page.order(command)
         try:
             self.control.send(command)
         except OSError:
+            # It has ended, or there is enough in the socket to wake it.
             pass
 
     def suspend(self, number: int) -> None:
@@ -173,11 +188,11 @@ class Worker:
             try:
                 data = self.control.recv(4096)
             except BlockingIOError:
-                return bytes(told), True
+                return self._with_words(bytes(told)), True
             except OSError:
                 data = b""
             if not data:
-                return bytes(told), False
+                return self._with_words(bytes(told)), False
             if self.cause is not None:
                 self.cause += data[: LONGEST_TEXT - len(self.cause)]
                 continue
@@ -186,6 +201,10 @@ class Worker:
                 self.cause = rest
             told += bytes(byte for byte in data if byte < CAUSE[0])
             self._text += bytes(byte for byte in data if byte > CAUSE[0])[: LONGEST_TEXT - len(self._text)]
+
+    def _with_words(self, told: bytes) -> bytes:
+        # After the socket was emptied: what is said from now on wakes anew.
+        return told_since(self.page.words(), self._heard) + told
 
     def ask_for_stacks(self) -> None:
         """Let it write the stacks of its threads, for ``take_text()``."""

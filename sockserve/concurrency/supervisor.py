@@ -318,7 +318,7 @@ class Supervisor:
             self._service.open_place(place)
             worker = Worker(orders, places.generation, places.attempt, self.pauses.number)
             worker.start(self._service.work, self._abandon_in_child, self._has_begun, self._ended)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._failed(places.attempt, place, f"worker {place} cannot be made: {error}", was_ready=False)
         else:
             self._pulse.look(self._loops[-1])

@@ -1,7 +1,7 @@
 """A worker process, from the inside: what it is told, what it tells, and how it ends.
 
 Rule 1. The supervisor decides and measures the time; a worker does what it is told, at once, and ends when nothing is
-in progress any more. End-of-file where it hears its supervisor means that there is none: it ends within 5 seconds.
+in progress any more. Without a supervisor it ends within 5 seconds.
 Rule 2. It is told through a socket and not by signals: a terminal and a service manager signal the whole group.
 """
 
@@ -60,13 +60,9 @@ def _listen(link: Link, duties: Duties) -> None:
         SUSPEND[0]: duties.pause_or_go_on,
         LOOK[0]: duties.look,
     }
-    try:
-        while commands := link.control.recv(64):
-            for command in commands:
-                _do(verbs[command])
-    except OSError:
-        # Reset: as end-of-file.
-        pass
+    while (commands := link.next_orders()) is not None:
+        for command in commands:
+            _do(verbs[command])
     log.warning("worker %d: its supervisor is gone; it drains and ends", link.orders.worker_id)
     _do(duties.drain)
     # The end of the main thread's work is the end of the process, and of these waits.

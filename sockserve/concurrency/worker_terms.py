@@ -1,7 +1,8 @@
 """What a worker process and its supervisor have in common: words, memory, orders.
 
-Rule 1. Words go through a socket, and are one byte each but for the text at the end of what a worker tells.
-Rule 2. Numbers are in memory that both see: a worker that can tell nothing any more has left them there.
+Rule 1. Numbers are in memory that both see: a worker that can tell nothing any more has left them there.
+Rule 2. So is each word that must not be lost. What goes through the socket, one byte for each word, only wakes: where
+it has no room for one more there is enough in it to wake the other side, which then looks at the memory.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
     "Orders",
     "Page",
     "choose_dump_signal",
+    "told_since",
     "with_jitter",
 ]
 
@@ -67,6 +69,14 @@ which of these numbers it takes no request any more."""
 
 _SLEEPS = 0
 """In the place of the last beat: there is none to come, until there is something to do."""
+
+
+_ORDERS = RETIRE + LEAVE + DRAIN + CUT + SUSPEND + LOOK
+_WORDS = READY + ENOUGH + STOPPED
+"""What is counted on the page, how often it was told: in this order, orders first, after the numbers above."""
+
+_ORDERED = PAUSED + 1
+_SAID = _ORDERED + len(_ORDERS)
 
 
 class Page:
@@ -98,6 +108,24 @@ class Page:
         beat = self.numbers[BEAT]
         return None if beat == _SLEEPS else (time.monotonic_ns() - beat) / 1e9
 
+    def order(self, command: bytes) -> None:
+        """In the supervisor, before it wakes the worker: what that has to do."""
+        self.numbers[_ORDERED + _ORDERS.index(command)] += 1
+
+    def orders(self) -> list[tuple[int, int]]:
+        """Each order, and how often it was given."""
+        return [(order, self.numbers[_ORDERED + index]) for index, order in enumerate(_ORDERS)]
+
+    def say(self, word: bytes) -> None:
+        """In the worker, before it wakes the supervisor: note the word, if it must not be lost."""
+        if word in _WORDS:
+            # One flag for each: it may be said by several threads.
+            self.numbers[_SAID + _WORDS.index(word)] = 1
+
+    def words(self) -> list[tuple[int, int]]:
+        """Each such word, and whether it was said."""
+        return [(word, self.numbers[_SAID + index]) for index, word in enumerate(_WORDS)]
+
     def begin(self) -> bool:
         """The worker is about to accept: whether it may. Once ``call_off()`` was true, it may not."""
         # In this order, and there the other way round: of two that meet here at least one sees the other.
@@ -117,6 +145,18 @@ class Page:
         counters.refused += numbers[REFUSED]
         # Not by what was active: it may have been killed between two counts.
         counters.failed += numbers[ACCEPTED] - numbers[HANDLED] - numbers[REFUSED]
+
+
+def told_since(counts: list[tuple[int, int]], heard: dict[int, int]) -> bytes:
+    """What was told since the last call with the same ``heard``, which this brings up to date.
+
+    What was told more than twice meanwhile counts as twice: no word means anything else the third time.
+    """
+    told = bytearray()
+    for word, count in counts:
+        told += bytes([word]) * min(2, count - heard.get(word, 0))
+        heard[word] = count
+    return bytes(told)
 
 
 class Orders(NamedTuple):

@@ -165,8 +165,11 @@ def stack_of(thread: threading.Thread) -> list[str]:
 def _tell_descriptor(fd: int, target: str) -> str:
     text = f"descriptor {fd}, {target}"
     with contextlib.suppress(OSError):
+        blocks = os.get_blocking(fd)
         borrowed = socket.socket(fileno=fd)
         try:
+            # Not so any more after socket.setdefaulttimeout().
+            os.set_blocking(fd, blocks)
             text += f", bound to {borrowed.getsockname()!r}"
             text += f", connected to {borrowed.getpeername()!r}"
         except OSError:

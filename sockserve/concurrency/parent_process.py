@@ -1,0 +1,60 @@
+"""A supervisor as its workers watch it: each has to notice that it has ended, whatever else lives on.
+
+Rule 1. It is watched itself, by a descriptor that means this one process (pidfd_open(2)). The end-of-file of a socket
+comes only when every copy of the other end is closed, and each process that the supervisor forks has one.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+
+from sockserve.concurrency.children import open_pidfd
+from sockserve.core.loop import wait_readable
+
+__all__ = ["ParentProcess"]
+
+POLL_WITHOUT_PIDFD = 1.0
+"""Seconds between two looks at getppid(2) where the kernel has no such descriptor, or none to spare."""
+
+
+class ParentProcess:
+    """The process that makes this object, for the children that it forks afterwards.
+
+    The descriptor is opened by the parent itself: opened in the child it could come too late and mean another process,
+    or, in another PID namespace, none.
+    """
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._pidfd = open_pidfd(self._pid)
+
+    def wait_for(self, control: socket.socket) -> bool:
+        """In a child: wait until the socket is readable, or the parent has ended; say whether the parent lives."""
+        while True:
+            if self._pidfd is not None:
+                return self._wait_for_either(control.fileno(), self._pidfd)
+            is_readable = wait_readable(control.fileno(), POLL_WITHOUT_PIDFD)
+            # 0: the parent is in another PID namespace.
+            if os.getppid() not in (self._pid, 0):
+                return False
+            if is_readable:
+                return True
+
+    def _wait_for_either(self, control: int, pidfd: int) -> bool:
+        # There is poll(2) wherever there is a pidfd, unless gevent or eventlet has taken it away.
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(control, select.POLLIN)
+            poll.register(pidfd, select.POLLIN)
+            ready = [fd for fd, _ in poll.poll()]
+        else:
+            ready, _, _ = select.select([control, pidfd], [], [])
+        return pidfd not in ready
+
+    def close(self) -> None:
+        """Close this process's descriptor. Idempotent."""
+        pidfd, self._pidfd = self._pidfd, None
+        if pidfd is not None:
+            os.close(pidfd)
