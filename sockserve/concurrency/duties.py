@@ -57,6 +57,7 @@ class Duties(Observer):
 
     def on_accept(self, server: Any, request: LiveRequest) -> None:
         """Count it; one that came in the moment of a drain is drained too."""
+        self._link.beat_between_requests()
         self.begin_one()
         if self._ends_input:
             _drain_one(server, request)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 from collections.abc import Callable
 
 from sockserve.concurrency.parent_process import ParentProcess
@@ -89,6 +90,11 @@ class Link:
         self.page.beat()
         if self._loop is not None:
             self._loop.wake()
+
+    def beat_between_requests(self) -> None:
+        """One turn of the loop may serve many: each has the whole time. No effect in another thread than the loop's."""
+        if self._loop is not None and self._loop.thread == threading.get_ident():
+            self.page.beat()
 
     def beat(self) -> None:
         """The loop turns now."""

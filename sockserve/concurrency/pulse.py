@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from sockserve.concurrency.service import Service, Settings
 from sockserve.concurrency.supervised import KILL, Worker
-from sockserve.concurrency.worker_terms import LOOK
+from sockserve.concurrency.worker_terms import BEAT, LOOK
 from sockserve.core.loop import INPUT, Loop, Timer
 from sockserve.log import Lines, log
 
@@ -110,12 +110,20 @@ class Pulse:
 
     def _hangs(self, loop: Loop, worker: Worker, silence: float) -> None:
         worker.is_hung = True
+        beat = worker.page.numbers[BEAT]
         worker.ask_for_stacks()
-        loop.call_later(STACKS_TIME, functools.partial(self._kill, worker, silence))
+        loop.call_later(STACKS_TIME, functools.partial(self._kill, loop, worker, silence, beat))
 
-    def _kill(self, worker: Worker, silence: float) -> None:
+    def _kill(self, loop: Loop, worker: Worker, silence: float, beat: int) -> None:
         if worker.child.pid in self._workers:
             self._hear(worker)
+            if worker.page.numbers[BEAT] != beat:
+                # All were stopped meanwhile, or the machine was, and it goes on as this process does.
+                worker.is_hung = False
+                worker.take_text()
+                log.warning("%s: %s turns again, after %.1f seconds in which it did not", self._name, worker, silence)
+                self.look(loop)
+                return
             stacks = worker.take_text() or "It could not tell its stacks."
             text = "%s: %s hangs: its loop has not turned for %.1f seconds; it is killed\n%s"
             log.error(text, self._name, worker, silence, Lines(stacks))

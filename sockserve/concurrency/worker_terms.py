@@ -21,6 +21,7 @@ __all__ = [
     "ACTIVE",
     "ASLEEP",
     "AWAKE",
+    "BEAT",
     "CAUSE",
     "CUT",
     "CUTS",
