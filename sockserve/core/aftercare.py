@@ -18,6 +18,9 @@ def let_linger(server: Any, connection: Any) -> None:
     acceptor = server._serving_acceptor  # noqa: SLF001 - the server's own part of its stay in a loop
     if lingering.add(connection) and acceptor is not None:
         _look_after(lingering, acceptor.loop)
+    if server.fileno() < 0:
+        # Its end may have looked for the last time.
+        lingering.finish(in_haste=True)
 
 
 def _look_after(lingering: Lingering, loop: Loop) -> None:

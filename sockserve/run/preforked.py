@@ -89,7 +89,7 @@ class _Service:
         """Close the listeners of this process."""
         for server in self._servers:
             _lifecycle_of(server).draining = True
-            TCPServer.server_close(server)
+            TCPServer._serving_free_address(server)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     def serves(self) -> None:
         """The first that is ready says so for all."""

@@ -71,7 +71,7 @@ class Stop(Observer):
             lifecycle.stop_requested = True
             if not isinstance(server, UDPServer):
                 # Past the mix-ins, which would wait for their workers. A datagram server's answer on this very socket.
-                TCPServer.server_close(server)
+                TCPServer._serving_free_address(server)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             for live in table_of(server).all():
                 # Children are told by the loop: that takes a lock.
                 if live.worker is None:
