@@ -266,7 +266,8 @@ class ParkingLot:
         earliest = math.inf
         for limit, queue in self._silent.copy().items():
             while (live := _first(queue)) is not None:
-                due = live.ticket.parked_at + limit
+                parked_at = live.ticket.parked_at
+                due = parked_at + limit
                 if due > now:
                     earliest = min(earliest, due)
                     break
@@ -274,7 +275,7 @@ class ParkingLot:
                     # Its client spoke in this moment.
                     earliest = min(earliest, now + 1 / LIMITS_PER_SECOND)
                     break
-                if live.ticket.limit != limit or live.ticket.parked_at > due - limit:
+                if live.ticket.limit != limit or live.ticket.parked_at != parked_at:
                     # It spoke before it was taken out, and has been served since.
                     self._give_back(live)
                     earliest = min(earliest, now + 1 / LIMITS_PER_SECOND)
