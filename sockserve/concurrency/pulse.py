@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from sockserve.concurrency.service import Service, Settings
 from sockserve.concurrency.supervised import KILL, Worker
-from sockserve.concurrency.worker_terms import BEAT, LOOK
+from sockserve.concurrency.worker_terms import LOOK
 from sockserve.core.loop import INPUT, Loop, Timer
 from sockserve.log import Lines, log
 
@@ -110,14 +110,14 @@ class Pulse:
 
     def _hangs(self, loop: Loop, worker: Worker, silence: float) -> None:
         worker.is_hung = True
-        beat = worker.page.numbers[BEAT]
         worker.ask_for_stacks()
-        loop.call_later(STACKS_TIME, functools.partial(self._kill, loop, worker, silence, beat))
+        loop.call_later(STACKS_TIME, functools.partial(self._kill, loop, worker, silence))
 
-    def _kill(self, loop: Loop, worker: Worker, silence: float, beat: int) -> None:
+    def _kill(self, loop: Loop, worker: Worker, silence: float) -> None:
         if worker.child.pid in self._workers:
             self._hear(worker)
-            if worker.page.numbers[BEAT] != beat:
+            since = worker.page.silence()
+            if since is None or since < silence:
                 # All were stopped meanwhile, or the machine was, and it goes on as this process does.
                 worker.is_hung = False
                 worker.take_text()
