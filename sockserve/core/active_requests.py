@@ -9,6 +9,7 @@ waiters second. So no change goes unseen.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -145,6 +146,7 @@ class ActiveRequests:
         """Where those that come in now may be parked."""
         # Guards the change between "verify" or "dispatch", "kept" and being served; no verb of a server takes it.
         self._keeping = threading.Lock()
+        self._pid = os.getpid()
 
     def add(self, request: Any, client_address: Any, events: Any = None) -> LiveRequest:
         """Enter a request that was just accepted; ``events`` goes with it: its observers hear the whole of its life."""
@@ -203,6 +205,7 @@ class ActiveRequests:
 
     def keep_only(self, live: LiveRequest) -> None:
         """Forget all others, and whoever waits: this process is a child that has nothing to do with them."""
+        self._pid = os.getpid()
         self.watchers.clear()
         self.by_id = {live.key: live}
 
@@ -214,6 +217,8 @@ class ActiveRequests:
 
     def all(self) -> list[LiveRequest]:
         """Those in progress now, oldest first."""
+        if self._pid != os.getpid():
+            self._forget_the_parents()
         # copy() is atomic, iteration is not.
         found = self.by_id.copy().values()
         for live in found:
@@ -225,6 +230,12 @@ class ActiveRequests:
             for live in found
             if self.by_id.get(live.key) is live and ((kept := live.kept) is None or _is_open(kept()))
         ]
+
+    def _forget_the_parents(self) -> None:
+        # In a forked child: a cut or a drain here would reach clients that the parent serves.
+        self._pid = os.getpid()
+        self.watchers.clear()
+        self.by_id = {key: live for key, live in self.by_id.copy().items() if live.is_callers_own()}
 
     def others(self) -> list[LiveRequest]:
         """Those in progress now that the caller does not serve itself: the ones it can wait for."""

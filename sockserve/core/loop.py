@@ -12,6 +12,7 @@ import collections
 import contextlib
 import functools
 import heapq
+import os
 import select
 import selectors
 import socket
@@ -361,6 +362,7 @@ class _EpollPoller:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self._pid = os.getpid()
         # Retried by the interpreter with the time that remains when a signal interrupts it (PEP 475).
         self.poll = self._epoll.poll
 
@@ -375,6 +377,9 @@ class _EpollPoller:
             self._epoll.modify(fd, mask)
 
     def unregister(self, fd: int) -> None:
+        if self._pid != os.getpid():
+            # A forked child shares the set: epoll_ctl(2) here would make the parent deaf.
+            return
         try:
             self._epoll.unregister(fd)
         except (OSError, ValueError):
