@@ -245,3 +245,22 @@ def test_a_wake_up_descriptor_that_was_closed_meanwhile_is_not_given_back() -> N
                 loop.call_soon(server.shutdown)
                 loop.run()
     assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_a_wake_up_for_which_there_is_no_memory_is_sent_again(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that waits without limit hears of a stop although the kernel had no memory for its byte at first."""
+    left = [OSError(12, "Cannot allocate memory")] * failures
+    send = socket.socket.send
+
+    def send_perhaps(sock: socket.socket, data: bytes) -> int:
+        if left:
+            raise left.pop()
+        return send(sock, data)
+
+    with Loop() as loop:
+        monkeypatch.setattr("socket.socket.send", send_perhaps)
+        loop.wake()
+        monkeypatch.undo()
+        assert not left
+        assert loop._wake_reader.recv(10) == b"\0"

@@ -8,6 +8,7 @@ Rule 2. Everything but ``close()`` may be called from any thread while others wa
 from __future__ import annotations
 
 import collections
+import errno
 import os
 import select
 import selectors
@@ -15,6 +16,8 @@ import socket
 import threading
 import time
 from typing import Protocol
+
+from sockserve.core.loop import WAKE_TRIES
 
 __all__ = ["INPUT", "SharedPoller", "open_shared_poller"]
 
@@ -97,10 +100,13 @@ class _EpollPoller:
             # A forked child shares the pair as well, and the parent's threads would never sleep again.
             return
         # Never read: level-triggered, it wakes each thread that waits, and each one that comes later.
-        try:
-            self._end_writer.send(b"\0")
-        except OSError:
-            pass
+        for _ in range(WAKE_TRIES):
+            try:
+                self._end_writer.send(b"\0")
+            except OSError as error:
+                if error.errno in (errno.ENOBUFS, errno.ENOMEM):
+                    continue
+            return
 
     def close(self) -> None:
         self._epoll.close()

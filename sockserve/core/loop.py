@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import functools
 import heapq
 import os
@@ -35,6 +36,9 @@ number in a mask says that the connection ended or broke."""
 
 LONGEST_WAIT = 86400.0 * 24
 """Seconds of one wait at most: poll(2) and epoll_wait(2) take milliseconds as an int."""
+
+WAKE_TRIES = 10
+"""How often a byte is sent for which the kernel has no memory just now."""
 
 LONGEST_DEAFNESS = 0.05
 """Seconds of the first wait after something was called, which may have taken the signals' wake-up descriptor away: to
@@ -185,11 +189,14 @@ class Loop:
 
     def wake(self) -> None:
         """End the present wait, or the next one, at once. Safe in any thread and in a signal handler; never blocks."""
-        try:
-            self._wake_writer.send(b"\0")
-        except OSError:
-            # A full buffer wakes the loop as well; a closed one has no loop behind it.
-            pass
+        for _ in range(WAKE_TRIES):
+            try:
+                self._wake_writer.send(b"\0")
+            except OSError as error:
+                # A full buffer wakes the loop as well; a closed one has no loop behind it.
+                if error.errno in (errno.ENOBUFS, errno.ENOMEM):
+                    continue
+            return
 
     def run(self, source: Source | None = None) -> None:
         """Turn until no source is left, or until ``source`` has left.

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from injection.failures import ERRORS, Failure
 from injection.interrupts import Interrupt
 from injection.lives import LIVES, MODELS, Findings, checked
+from sockserve.testing import leaks
 
 __all__ = ["KINDS", "Outcome", "Trial", "kinds_of", "models", "try_out"]
 
@@ -138,7 +139,8 @@ def _run(trial: Trial, limit: float, report: int) -> None:
             is_over.wait(deadline - time.monotonic())
             if is_over.is_set():
                 return
-        findings.append("the main thread hangs")
+        stack = "".join(leaks.stack_of(threading.main_thread())[-6:])
+        findings.append(f"the main thread hangs:\n{stack}")
         tell()
 
     is_over = threading.Event()

@@ -1,0 +1,35 @@
+"""A sample of all injections leaves every server in order; which ones they are another seed decides each time."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import pytest
+from under_test import LIMIT
+
+MODELS = ("inline", "thread", "pool")
+"""Those that have been tried place by place; the others are tried by hand."""
+
+SECONDS = 20.0
+"""Of processor time for one sample."""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each injection needs a process of its own, by fork(2)")
+def test_a_sample_of_injections_finds_nothing() -> None:
+    """At a sample of places a call fails or a signal comes, and nothing hangs, nothing is left, clients are served."""
+    seed = os.environ.get("INJECTION_SEED") or str(random.SystemRandom().randrange(10**6))
+    command = [sys.executable, str(pathlib.Path(__file__).with_name("run.py")), "--seed", seed]
+    for model in MODELS:
+        command += ["--model", model]
+    done = subprocess.run(
+        [*command, "--seconds", str(SECONDS), "--limit", str(LIMIT / 2)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"again with INJECTION_SEED={seed}:\n{done.stdout}"
