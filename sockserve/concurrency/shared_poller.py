@@ -8,7 +8,6 @@ Rule 2. Everything but ``close()`` may be called from any thread while others wa
 from __future__ import annotations
 
 import collections
-import errno
 import os
 import select
 import selectors
@@ -17,7 +16,7 @@ import threading
 import time
 from typing import Protocol
 
-from sockserve.core.loop import WAKE_TRIES
+from sockserve.core.wake_up import send_wake_up
 
 __all__ = ["INPUT", "SharedPoller", "open_shared_poller"]
 
@@ -100,13 +99,7 @@ class _EpollPoller:
             # A forked child shares the pair as well, and the parent's threads would never sleep again.
             return
         # Never read: level-triggered, it wakes each thread that waits, and each one that comes later.
-        for _ in range(WAKE_TRIES):
-            try:
-                self._end_writer.send(b"\0")
-            except OSError as error:
-                if error.errno in (errno.ENOBUFS, errno.ENOMEM):
-                    continue
-            return
+        send_wake_up(self._end_writer)
 
     def close(self) -> None:
         self._epoll.close()

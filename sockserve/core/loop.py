@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import errno
 import functools
 import heapq
 import os
@@ -25,6 +24,7 @@ from typing import Protocol, Self
 from sockserve.core.deferral import Deferral
 from sockserve.core.taken_signals import give_wakeup_back, take_wakeup, take_wakeup_again
 from sockserve.core.timer import Timer
+from sockserve.core.wake_up import send_wake_up
 from sockserve.errors import AlreadyServingError
 
 __all__ = ["INPUT", "LONGEST_WAIT", "OUTPUT", "Loop", "Source", "Timer", "wait_readable"]
@@ -36,9 +36,6 @@ number in a mask says that the connection ended or broke."""
 
 LONGEST_WAIT = 86400.0 * 24
 """Seconds of one wait at most: poll(2) and epoll_wait(2) take milliseconds as an int."""
-
-WAKE_TRIES = 10
-"""How often a byte is sent for which the kernel has no memory just now."""
 
 LONGEST_DEAFNESS = 0.05
 """Seconds of the first wait after something was called, which may have taken the signals' wake-up descriptor away: to
@@ -189,14 +186,7 @@ class Loop:
 
     def wake(self) -> None:
         """End the present wait, or the next one, at once. Safe in any thread and in a signal handler; never blocks."""
-        for _ in range(WAKE_TRIES):
-            try:
-                self._wake_writer.send(b"\0")
-            except OSError as error:
-                # A full buffer wakes the loop as well; a closed one has no loop behind it.
-                if error.errno in (errno.ENOBUFS, errno.ENOMEM):
-                    continue
-            return
+        send_wake_up(self._wake_writer)
 
     def run(self, source: Source | None = None) -> None:
         """Turn until no source is left, or until ``source`` has left.

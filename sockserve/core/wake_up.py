@@ -1,0 +1,23 @@
+"""The byte that ends a wait."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+__all__ = ["send_wake_up"]
+
+TRIES = 10
+"""How often it is sent while the kernel has no memory for it."""
+
+
+def send_wake_up(writer: socket.socket) -> None:
+    """Make the other end readable. Safe in any thread and in a signal handler; never blocks, never raises."""
+    for _ in range(TRIES):
+        try:
+            writer.send(b"\0")
+        except OSError as error:
+            # A full buffer is readable as well; a closed one has no wait behind it.
+            if error.errno in (errno.ENOBUFS, errno.ENOMEM):
+                continue
+        return
