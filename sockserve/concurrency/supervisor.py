@@ -37,6 +37,7 @@ from sockserve.concurrency.worker_terms import (
     with_jitter,
 )
 from sockserve.core.events import Counters
+from sockserve.core.frugal_loop import host_somehow
 from sockserve.core.loop import Loop, Timer
 from sockserve.core.one_shot import OneShot
 from sockserve.errors import CrashLoopError
@@ -168,8 +169,7 @@ class Supervisor:
     def _end(self, steps: Sequence[Step]) -> None:
         self._asked_steps = steps
         try:
-            with Loop() as loop:
-                self._host(loop, until_empty=True)
+            host_somehow(functools.partial(self._host, until_empty=True))
         except BaseException:
             self._is_ending = True
             for worker in list(self.workers.values()):

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Protocol, Self
 
 from sockserve.core.deferral import Deferral
+from sockserve.core.poller import Poller
 from sockserve.core.taken_signals import give_wakeup_back, take_wakeup, take_wakeup_again
 from sockserve.core.timer import Timer
 from sockserve.core.wake_up import send_wake_up
@@ -69,15 +70,7 @@ class Loop:
     """
 
     def __init__(self) -> None:
-        # A socket pair and not a pipe: select() on Windows takes nothing but sockets.
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        try:
-            self._wake_reader.setblocking(False)
-            self._wake_writer.setblocking(False)
-            self._poller = _open_poller()
-        except BaseException:
-            self._close_wake_pair()
-            raise
+        self._poller = self._open()
         self.stays_armed = self._poller.stays_armed
         """Whether a callback of ``arm()`` is called again and again."""
         # By descriptor: those are small numbers, and for each event a list is cheaper than a dict, in memory too.
@@ -101,10 +94,27 @@ class Loop:
         self._hears_signals = True
         """Whether nothing was called since that was set last."""
         try:
-            self.watch(self._wake_reader.fileno(), self._drain_wake_ups)
+            self._begin_to_hear()
         except BaseException:
             self.abandon()
             raise
+
+    def _open(self) -> Poller:
+        # A socket pair and not a pipe: select() on Windows takes nothing but sockets.
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        try:
+            self._wake_reader.setblocking(False)
+            self._wake_writer.setblocking(False)
+            return _open_poller()
+        except BaseException:
+            self._close_wake_pair()
+            raise
+
+    def _begin_to_hear(self) -> None:
+        self.watch(self._wake_reader.fileno(), self._drain_wake_ups)
+
+    def _take_wakeup(self) -> tuple[int, int] | None:
+        return take_wakeup(self._wake_writer.fileno())
 
     def add(self, source: Source) -> None:
         """Host a source until ``remove``."""
@@ -207,7 +217,7 @@ class Loop:
             if threading.current_thread() is threading.main_thread():
                 # ValueError: the main thread of a subinterpreter, where no signal handler runs.
                 with contextlib.suppress(ValueError):
-                    self._wakeup = take_wakeup(self._wake_writer.fileno())
+                    self._wakeup = self._take_wakeup()
             try:
                 signals.lifted(functools.partial(self._run, source))
             finally:
@@ -338,20 +348,6 @@ class Loop:
             pass
 
 
-class _Poller(Protocol):
-    stays_armed: bool
-
-    def register(self, fd: int, *, shared: bool = False) -> None: ...
-
-    def arm(self, fd: int, events: int) -> None: ...
-
-    def unregister(self, fd: int) -> None: ...
-
-    def poll(self, timeout: float | None) -> list[tuple[int, int]]: ...
-
-    def close(self) -> None: ...
-
-
 class _EpollPoller:
     """epoll(7), without the objects that ``selectors`` builds for every event."""
 
@@ -390,13 +386,14 @@ class _EpollPoller:
 _ONCE = object()
 
 
-class _SelectorPoller:
+class SelectorPoller:
     """The best that ``selectors`` knows of on a platform without epoll."""
 
     stays_armed = False
+    make_selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._selector = self.make_selector()
 
     def register(self, fd: int, *, shared: bool = False) -> None:
         self._selector.register(fd, selectors.EVENT_READ)
@@ -427,9 +424,9 @@ class _SelectorPoller:
         self._selector.close()
 
 
-def _open_poller() -> _Poller:
+def _open_poller() -> Poller:
     # Looked up now and not at import: gevent and eventlet take epoll away, early or late.
-    return _EpollPoller() if hasattr(select, "epoll") else _SelectorPoller()
+    return _EpollPoller() if hasattr(select, "epoll") else SelectorPoller()
 
 
 def wait_readable(fd: int, timeout: float | None) -> bool:
