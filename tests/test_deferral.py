@@ -264,3 +264,13 @@ def test_a_wake_up_for_which_there_is_no_memory_is_sent_again(failures: int, mon
         monkeypatch.undo()
         assert not left
         assert loop._wake_reader.recv(10) == b"\0"
+
+
+def test_a_timer_that_is_not_due_wakes_no_loop_in_the_main_thread() -> None:
+    """A loop that waits for a timer looks for the signals' wake-up descriptor once, and not again and again."""
+    server = sockserve.TCPServer(("127.0.0.1", 0), H.Silent)
+    with server, Loop() as loop:
+        server.attach(loop)
+        loop.call_later(0.5, server.shutdown)
+        loop.run()
+        assert loop.turns < 5

@@ -274,11 +274,17 @@ class Loop:
             return
         self.turns += 1
         callbacks = self._callbacks
-        ready = self._poller.poll(0.0 if self._soon else self._wait_limit(sources))
-        if self._wakeup is not None:
-            self._hears_signals = not ready
+        limit = 0.0 if self._soon else self._wait_limit(sources)
+        if self._hears_signals or self._wakeup is None or (limit is not None and limit <= LONGEST_DEAFNESS):
+            ready = self._poller.poll(limit)
+        else:
+            ready = self._poller.poll(LONGEST_DEAFNESS)
             if not ready:
                 take_wakeup_again(self._wakeup)
+                self._hears_signals = True
+                ready = self._poller.poll(0.0 if self._soon else self._wait_limit(sources))
+        if ready:
+            self._hears_signals = False
         while self._after_wait:
             self._after_wait.popleft()()
         for fd, events in ready:
@@ -319,7 +325,7 @@ class Loop:
         return True
 
     def _wait_limit(self, sources: tuple[Source, ...]) -> float | None:
-        limit = None if self._hears_signals else LONGEST_DEAFNESS
+        limit = None
         for source in sources:
             if source.max_wait is not None and (limit is None or source.max_wait < limit):
                 limit = source.max_wait
@@ -333,11 +339,11 @@ class Loop:
         return None if limit is None else min(limit, LONGEST_WAIT)
 
     def _fire_timers(self) -> None:
-        self._hears_signals = False
         now = time.monotonic()
         while self._timers and self._timers[0].when <= now:
             callback = heapq.heappop(self._timers).callback
             if callback is not None:
+                self._hears_signals = False
                 callback()
 
     def _drain_wake_ups(self) -> None:
