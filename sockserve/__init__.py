@@ -3,6 +3,7 @@
 # A map of the house; a module knows those above it, never those below.
 #
 #   log             the logger, which a configuration in passing does not silence and a peer cannot forge
+#   seconds         what infinite, negative and too long times mean
 #   errors          what can go wrong, and whose doing it is
 #   net/            sockets: named, opened, judged, closed; no server, no handler, no thread
 #   core/           the loop, a request's life, the servers, the handlers

@@ -14,7 +14,19 @@ from collections.abc import Iterator
 import sockserve
 
 HOUSE = pathlib.Path(sockserve.__file__).parent
-LAYERS = ("log", "errors", "net", "core", "concurrency", "greenlets", "ready_made", "run", "testing", "pytest_plugin")
+LAYERS = (
+    "log",
+    "seconds",
+    "errors",
+    "net",
+    "core",
+    "concurrency",
+    "greenlets",
+    "ready_made",
+    "run",
+    "testing",
+    "pytest_plugin",
+)
 # What people import or start stands on top of all layers, the last on the ones before it.
 FACES = ("", "dropin", "dropin_startup", "client", "__main__")
 MODULES = {

@@ -17,6 +17,7 @@ from sockserve.client.terminal import READ_SIZE, OutputError, input_lines, write
 from sockserve.errors import AddressError
 from sockserve.net.address import ACCEPTED_FORMS, Address, parse_address
 from sockserve.net.listen import adopt
+from sockserve.seconds import socket_limit_of
 from sockserve.testing.clients import connect
 
 __all__ = ["main", "read_arguments"]
@@ -169,7 +170,7 @@ def _exchange_datagrams(connection: socket.socket, datagrams: Iterable[bytes], w
         connection.settimeout(CONNECT_TIMEOUT)
         connection.send(datagram)
         if wait:
-            connection.settimeout(wait)
+            connection.settimeout(socket_limit_of(wait))
             try:
                 answer = connection.recv(READ_SIZE)
             except TimeoutError:

@@ -16,7 +16,8 @@ import time
 from typing import Any
 
 from sockserve.concurrency.turns import Worker, current_worker, getcurrent
-from sockserve.core.loop import INPUT, LONGEST_WAIT, OUTPUT, Loop
+from sockserve.core.loop import INPUT, OUTPUT, Loop
+from sockserve.seconds import LONGEST_WAIT
 
 __all__ = ["FEW", "INPUT", "Channel"]
 

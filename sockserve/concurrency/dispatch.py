@@ -30,6 +30,7 @@ from sockserve.core.request_life import (
 )
 from sockserve.log import log
 from sockserve.net.lingering import LINGER_SECONDS, finish_lingering
+from sockserve.seconds import limit_of
 
 __all__ = ["Dispatcher", "DispatchingMixIn", "WaitingForWorkersMixIn"]
 
@@ -107,7 +108,7 @@ class WaitingForWorkersMixIn:
                 # Without a shutdown() before, new requests would come in while we wait for the old ones.
                 lifecycle.acceptor.listener_closes()
         try:
-            if not self._serving_close_workers(self.drain_timeout):
+            if not self._serving_close_workers(limit_of(self.drain_timeout, "drain_timeout")):
                 cut_others(self)
                 if not self._serving_end_cut_workers():
                     log.warning("%s: closed, while workers still run: %s", self, table_of(self).snapshot())

@@ -33,7 +33,7 @@ from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.core.accepting import needs_no_poll
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.events import Events
-from sockserve.core.loop import LONGEST_WAIT, Loop
+from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.replaced import reach
 from sockserve.core.request_life import forget
@@ -41,6 +41,7 @@ from sockserve.core.taken_signals import is_taken, raw_signal, take, take_wakeup
 from sockserve.log import log
 from sockserve.net.closing import end_input
 from sockserve.net.lingering import lingering_of
+from sockserve.seconds import LONGEST_WAIT
 
 __all__ = ["ForkDispatcher", "ForkingMixIn"]
 

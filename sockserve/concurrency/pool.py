@@ -16,7 +16,8 @@ from sockserve.concurrency.workers import PoolSettings
 from sockserve.core.accepting import Acceptor
 from sockserve.core.base_order import refuse_other_way
 from sockserve.core.base_server import BaseServer
-from sockserve.core.loop import LONGEST_WAIT, Loop
+from sockserve.core.loop import Loop
+from sockserve.seconds import LONGEST_WAIT
 
 __all__ = ["ThreadPoolMixIn"]
 

@@ -35,6 +35,7 @@ from sockserve.core.taken_signals import Taken, give_back, take
 from sockserve.errors import AlreadyServingError, ServerClosedError
 from sockserve.net import blocking_mode
 from sockserve.net.listen import listens, shares_port, twin_of
+from sockserve.seconds import check_times, limit_of
 
 __all__ = ["PreForkMixIn", "handling_signals"]
 
@@ -120,6 +121,10 @@ class PreForkMixIn:
         if self.worker_id is not None:
             super().serve_forever(poll_interval)  # type: ignore[misc]
             return
+        limit_of(poll_interval, "poll_interval")
+        check_times(self)
+        if self.worker_timeout is not None and self.worker_timeout <= 0:
+            raise ValueError(f"worker_timeout must be positive, or None: {self.worker_timeout!r}")
         lifecycle = self._serving_prefork_lifecycle
         supervisor = self._serving_supervisor
         with Deferral() as signals, Loop() as loop:
@@ -210,7 +215,8 @@ class PreForkMixIn:
         """
         if self.worker_id is not None:
             return bool(super().wait_idle(timeout))  # type: ignore[misc]
-        deadline = None if timeout is None else time.monotonic() + timeout
+        limit = limit_of(timeout, "timeout")
+        deadline = None if limit is None else time.monotonic() + limit
         lifecycle, supervisor = self._serving_prefork_lifecycle, self._serving_supervisor
         never, pause = OneShot(), FIRST_IDLE_POLL
         while True:
@@ -233,6 +239,7 @@ class PreForkMixIn:
         """
         if self.worker_id is not None:
             return super().drain(timeout)  # type: ignore[misc, no-any-return]
+        timeout = limit_of(timeout, "timeout")
         lifecycle = self._serving_prefork_lifecycle
         lifecycle.draining = True
         if not lifecycle.suspended:

@@ -19,9 +19,10 @@ from typing import Any, Protocol, TypeVar, cast
 from sockserve.concurrency.blocking_calls import BlockingCalls
 from sockserve.concurrency.own_thread import OwnThread
 from sockserve.concurrency.signal_origin import came_from_signal_handler
-from sockserve.core.loop import LONGEST_WAIT, Loop, Timer
+from sockserve.core.loop import Loop, Timer
 from sockserve.core.one_shot import OneShot
 from sockserve.log import log
+from sockserve.seconds import LONGEST_WAIT
 
 try:
     import greenlet

@@ -28,6 +28,7 @@ from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST, Verdict, 
 from sockserve.net.blocking_mode import give_back, lend
 from sockserve.net.listen import listens
 from sockserve.net.watched_socket import remembering, tell_when_closed
+from sockserve.seconds import check_times, limit_of
 
 __all__ = ["BATCH", "Acceptor", "drains", "needs_no_poll"]
 
@@ -78,7 +79,7 @@ class Acceptor:
         self.spare: LiveRequest | None = None
         """The record of the next request, if that is one that the loop's thread serves at once."""
         self.max_wait: float | None = None
-        self._poll_interval = poll_interval
+        self._poll_interval = limit_of(poll_interval, "poll_interval")
         self._ticks = False
         self._left = False
         self._batch = 1
@@ -101,6 +102,7 @@ class Acceptor:
         self._fileno: Callable[[], int] = server.fileno
         self.events = events_of(server)
         self.table = table_of(server)
+        check_times(server)
         if not lifecycle.begin(self):
             raise AlreadyServingError(f"{server} is already being served by another serve_forever()")
         try:
@@ -113,7 +115,7 @@ class Acceptor:
             server._serving_has_begun(self)  # noqa: SLF001 - the server's own part of the stay
             if not getattr(server.service_actions, "needs_no_poll", False):
                 self._ticks = True
-                self._longest_wait = self.max_wait = poll_interval
+                self._longest_wait = self.max_wait = self._poll_interval
             self._dispatcher = getattr(server, "_serving_dispatcher", None)
             if self._dispatcher is not None:
                 self._dispatcher.attach(loop)

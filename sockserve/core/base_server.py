@@ -26,6 +26,7 @@ from sockserve.log import log
 from sockserve.net.accept_errors import judge
 from sockserve.net.departure import has_left
 from sockserve.net.watched_socket import forget_taken, take_taken
+from sockserve.seconds import limit_of
 
 __all__ = ["AddressT", "BaseServer", "HandlerFactory", "RequestT"]
 
@@ -243,6 +244,7 @@ class BaseServer(Generic[RequestT, AddressT]):
         The server stays suspended until ``resume()`` or the next ``serve_forever()``. None waits without limit.
         Returns how many requests finished and how many were cut.
         """
+        timeout = limit_of(timeout, "timeout")
         lifecycle = self._serving_lifecycle
         # Before anybody hears of the drain, or those that end at once would not be counted.
         waited_for = table_of(self).others()
@@ -303,9 +305,8 @@ class BaseServer(Generic[RequestT, AddressT]):
         if fd < 0:
             raise ServerClosedError(f"{self} is closed: it takes no request before it gets a new socket")
         self._serving_before_handle_request()
-        limits = [
-            limit for limit in (self._serving_socket_timeout(), self._serving_request_timeout()) if limit is not None
-        ]
+        timeouts = (self._serving_socket_timeout(), self._serving_request_timeout())
+        limits = [limit for limit in map(limit_of, timeouts) if limit is not None]
         if wait_for_request(self, fd, min(limits, default=None)):
             return self._handle_request_noblock()
         return self.handle_timeout()

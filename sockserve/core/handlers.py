@@ -15,6 +15,7 @@ from sockserve.core.streams import StreamReader, UnbufferedReader, open_reader, 
 from sockserve.log import log
 from sockserve.net.departure import cannot_be_answered
 from sockserve.net.tls import is_tls, recv_beneath
+from sockserve.seconds import socket_limit_of
 
 __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler"]
 
@@ -161,7 +162,7 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
     """Size of ``wfile``'s buffer in bytes; 0: every write is sent at once and whole, -1: the default size."""
 
     timeout: ClassVar[float | None] = None
-    """Seconds that one operation on the connection may take; None: for ever."""
+    """Seconds that one operation on the connection may take; None, or 24 days and more: for ever."""
 
     disable_nagle_algorithm: ClassVar[bool] = False
     """Whether small writes are sent without waiting for the acknowledgement of earlier ones (TCP_NODELAY, tcp(7))."""
@@ -174,7 +175,7 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
         """Set the connection's options and open the files."""
         self.connection = self.request
         if self.timeout is not None:
-            self.connection.settimeout(self.timeout)
+            self.connection.settimeout(socket_limit_of(self.timeout))
         if self.disable_nagle_algorithm and self.connection.family in (socket.AF_INET, socket.AF_INET6):
             self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         self.rfile = open_reader(self.connection, self.rbufsize)

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from sockserve.core.active_requests import ActiveRequests, LiveRequest
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
+from sockserve.seconds import limit_of
 
 __all__ = ["CUT_GRACE", "CutShort", "Drained", "Lifecycle", "Stay"]
 
@@ -120,6 +121,8 @@ class Lifecycle:
         Before the first stay in a loop, that first one will end at once; after the last, this has no effect.
         Raises TimeoutError.
         """
+        # First: a time that makes no sense must not stop the server.
+        timeout = limit_of(timeout, "timeout")
         # In this order: begin() writes the one first that is read last here.
         has_served = self.has_served
         acceptor = self.acceptor
@@ -156,7 +159,8 @@ class Lifecycle:
         ``see`` is called once with each request that is waited for; ``wait`` waits so many seconds at most for a change
         of the table. False: ``timeout`` seconds were not enough.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        limit = limit_of(timeout, "timeout")
+        deadline = None if limit is None else time.monotonic() + limit
         seen: set[LiveRequest] = set()
         while True:
             change = table.next_change()

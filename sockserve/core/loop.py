@@ -27,16 +27,14 @@ from sockserve.core.taken_signals import give_wakeup_back, take_wakeup, take_wak
 from sockserve.core.timer import Timer
 from sockserve.core.wake_up import send_wake_up
 from sockserve.errors import AlreadyServingError
+from sockserve.seconds import LONGEST_WAIT, limit_of, socket_limit_of
 
-__all__ = ["INPUT", "LONGEST_WAIT", "OUTPUT", "Loop", "Source", "Timer", "wait_readable"]
+__all__ = ["INPUT", "OUTPUT", "Loop", "Source", "Timer", "wait_readable"]
 
 INPUT = 1
 OUTPUT = 4
 """What an armed descriptor may be ready for: EPOLLIN and EPOLLOUT of epoll(7), also where there is no epoll. Any other
 number in a mask says that the connection ended or broke."""
-
-LONGEST_WAIT = 86400.0 * 24
-"""Seconds of one wait at most: poll(2) and epoll_wait(2) take milliseconds as an int."""
 
 LONGEST_DEAFNESS = 0.05
 """Seconds of the first wait after something was called, which may have taken the signals' wake-up descriptor away: to
@@ -440,9 +438,10 @@ def wait_readable(fd: int, timeout: float | None) -> bool:
 
     A signal does not shorten or lengthen the wait (PEP 475); an exception of its Python handler propagates.
     """
+    limit = socket_limit_of(limit_of(timeout))
     if hasattr(select, "poll"):
         poll = select.poll()
         poll.register(fd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else min(max(0.0, timeout), LONGEST_WAIT) * 1000))
-    readable, _, _ = select.select([fd], [], [], None if timeout is None else max(0.0, timeout))
+        return bool(poll.poll(None if limit is None else limit * 1000))
+    readable, _, _ = select.select([fd], [], [], limit)
     return bool(readable)

@@ -6,6 +6,8 @@ import functools
 import threading
 from collections.abc import Callable
 
+from sockserve.seconds import limit_of
+
 __all__ = ["OneShot"]
 
 
@@ -48,7 +50,11 @@ class OneShot:
             self.set()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until it is set, at most ``timeout`` seconds (None: without limit); say whether it is."""
+        """Block until it is set, at most ``timeout`` seconds (None: without limit); say whether it is.
+
+        Raises ValueError for NaN.
+        """
+        limit = limit_of(timeout, "timeout")
         if self._is_set:
             return True
         waiter = threading.Lock()
@@ -58,7 +64,7 @@ class OneShot:
         # Again, because set() may have come between the look above and the append.
         if self.is_set():
             return True
-        if waiter.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+        if waiter.acquire(timeout=-1 if limit is None else limit):
             return True
         try:
             self._waiters.remove(release)

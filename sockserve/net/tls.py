@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypeIs
 
 from sockserve.errors import HandshakeError
+from sockserve.seconds import limit_of, socket_limit_of
 
 if TYPE_CHECKING:
     import ssl
+
+SHORTEST = 0.001
+"""Seconds that a handshake gets at least: a limit of 0 refuses whatever is not there at once."""
 
 __all__ = ["close_notify", "defer_handshake", "handshake", "is_tls", "recv_beneath", "wrapped_like"]
 
@@ -62,10 +66,12 @@ def handshake(sock: ssl.SSLSocket, timeout: float | None) -> None:
     No effect if hands were shaken already. Whatever happens the socket has its own time-out again afterwards. Raises
     HandshakeError, with a reason of one line, from the ssl module's or the system's exception.
     """
+    limit = limit_of(timeout, "handshake_timeout")
     before = sock.gettimeout()
     try:
         # One deadline for the whole handshake, not a limit for each wait: CPython's _ssl.c, do_handshake.
-        sock.settimeout(timeout)
+        # 0 would mean not to wait at all, and leave what has arrived unread.
+        sock.settimeout(None if limit is None else socket_limit_of(max(limit, SHORTEST)))
         sock.do_handshake()
     except OSError as error:
         raise HandshakeError(f"TLS handshake failed: {_reason(error, timeout)}") from error

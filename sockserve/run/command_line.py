@@ -10,7 +10,6 @@ import re
 import shlex
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 
 from sockserve.errors import AddressError, SockserveError
@@ -20,6 +19,7 @@ from sockserve.run.echo import Echo
 from sockserve.run.loading import load_handler
 from sockserve.run.opening import AnyServer
 from sockserve.run.serve import serve
+from sockserve.seconds import limit_of
 
 __all__ = ["main", "read_arguments"]
 
@@ -137,7 +137,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--worker-timeout",
         metavar="S",
-        type=_seconds,
+        type=_positive_seconds,
         default=60.0,
         help="with --processes, seconds after which a worker that stands still is replaced (default: 60; inf: never)",
     )
@@ -171,10 +171,15 @@ def _seconds(text: str) -> float | None:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if seconds == math.inf:
-        return None
-    if not 0 <= seconds <= threading.TIMEOUT_MAX:
+    if not seconds >= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
+    return limit_of(seconds)
+
+
+def _positive_seconds(text: str) -> float | None:
+    seconds = _seconds(text)
+    if seconds == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time at all; inf: no limit")
     return seconds
 
 

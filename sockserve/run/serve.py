@@ -20,6 +20,7 @@ from sockserve.run.loading import load_handler
 from sockserve.run.opening import AnyServer, open_servers
 from sockserve.run.signals import handling, noting_sigterm
 from sockserve.run.stopping import Stop, time_limit
+from sockserve.seconds import limit_of
 
 if hasattr(os, "fork"):
     from sockserve.run.preforked import Processes, serve_in_processes
@@ -81,6 +82,7 @@ def serve(
     """
     _check(addresses, model, max_children, max_workers, drain_timeout)
     _check_processes(processes, model, max_requests, worker_timeout)
+    drain_timeout, worker_timeout = limit_of(drain_timeout), limit_of(worker_timeout)
     name = handler if isinstance(handler, str) else None
     factory = load_handler(handler) if isinstance(handler, str) else handler
     others = tuple(observers)
@@ -187,8 +189,8 @@ def _check(
         raise ValueError(f"max_workers limits a pool's threads, and the model {model!r} has none")
     if max_workers is not None and max_workers < 1:
         raise ValueError(f"max_workers must be at least 1: {max_workers!r}")
-    if drain_timeout is not None and not 0 <= drain_timeout <= threading.TIMEOUT_MAX:
-        raise ValueError(f"drain_timeout must be from 0 to {threading.TIMEOUT_MAX} seconds, or None: {drain_timeout!r}")
+    if drain_timeout is not None and not drain_timeout >= 0:
+        raise ValueError(f"drain_timeout must be 0 or more seconds, or None: {drain_timeout!r}")
 
 
 def _check_processes(processes: int | None, model: str, max_requests: int | None, worker_timeout: float | None) -> None:
@@ -203,5 +205,5 @@ def _check_processes(processes: int | None, model: str, max_requests: int | None
     for number in (processes, max_requests):
         if number is not None and number < 1:
             raise ValueError(f"a number of processes or requests must be at least 1: {number!r}")
-    if worker_timeout is not None and not 0 < worker_timeout <= threading.TIMEOUT_MAX:
+    if worker_timeout is not None and not worker_timeout > 0:
         raise ValueError(f"worker_timeout must be positive, or None: {worker_timeout!r}")

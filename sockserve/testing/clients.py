@@ -15,6 +15,7 @@ import types
 from typing import Any, NamedTuple, Self
 
 from sockserve.net.address import parse_address
+from sockserve.seconds import socket_limit_of
 
 __all__ = ["HalfClose", "HalfHandshake", "Reset", "Stall", "Trickle", "ask", "connect"]
 
@@ -56,7 +57,7 @@ def connect(address: Any, *, timeout: float = 10.0) -> socket.socket:
     for family, kind, sockaddr in _candidates(address):
         client = socket.socket(family, kind)
         try:
-            client.settimeout(timeout)
+            client.settimeout(socket_limit_of(timeout))
             client.connect(sockaddr)
         except OSError as refused:
             client.close()

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Generator
 from typing import Any, Generic, Protocol, TypeVar
 
+from sockserve.seconds import limit_of
 from sockserve.testing.leaks import leak_guard, stack_of
 
 __all__ = ["Servable", "call_within", "running"]
@@ -92,7 +93,7 @@ class _Call(threading.Thread, Generic[Result]):
 
     def outcome(self, timeout: float) -> Result:
         """Return or raise what the function did, after at most ``timeout`` seconds; TimeoutError: it has not ended."""
-        self.join(timeout)
+        self.join(limit_of(timeout, "timeout"))
         if self.is_alive():
             raise self.hang("ended", timeout)
         if self._error is not None:
