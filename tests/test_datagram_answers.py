@@ -177,7 +177,8 @@ def test_a_flood_of_long_datagrams_is_two_lines_at_most(model: str, running: Run
     server.max_packet_size = 512
     running(server)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        for _ in range(500):
+        # Fewer than fill the receive buffer, where the question below would be lost.
+        for _ in range(60):
             client.sendto(b"x" * 600, server.server_address)
     assert ask(server, b"hello") == b"hello"
     assert 1 <= len(told.lines) <= 2

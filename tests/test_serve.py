@@ -213,7 +213,6 @@ def test_an_exception_of_ready_closes_everything() -> None:
         {"max_workers": 0, "model": "pool"},
         {"drain_timeout": -1},
         {"drain_timeout": float("nan")},
-        {"drain_timeout": float("inf")},
     ],
 )
 def test_options_that_make_no_sense_are_value_errors(options: dict[str, Any]) -> None:
