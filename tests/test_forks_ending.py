@@ -102,7 +102,7 @@ def test_a_drain_before_the_parent_knows_its_child_reaches_it(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A drain that begins between the fork and its return in the parent is told to the child as well."""
-    drained, open_pidfd = [], children._open_pidfd
+    drained, open_pidfd = [], children.open_pidfd
 
     class Handler(sockserve.BaseRequestHandler[Any, Any, Any]):
         def handle(self) -> None:
@@ -113,7 +113,7 @@ def test_a_drain_before_the_parent_knows_its_child_reaches_it(
         wait_until(lambda: is_asleep(sys._current_frames().get(drainer.ident or 0)))
         return open_pidfd(pid)
 
-    monkeypatch.setattr(children, "_open_pidfd", drain_first)
+    monkeypatch.setattr(children, "open_pidfd", drain_first)
     server = running(Counted(Handler))
     drainer = threading.Thread(target=lambda: drained.append(server.drain(LIMIT / 2)), daemon=True)
     assert ask(server, b"") == b""
