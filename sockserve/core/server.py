@@ -15,6 +15,7 @@ from sockserve.core.base_server import AddressT, BaseServer, HandlerFactory
 from sockserve.core.deferral import Deferral
 from sockserve.core.replaced import successor
 from sockserve.errors import DatagramTruncatedError
+from sockserve.net.address import with_zone
 from sockserve.net.closing import end_input, half_close
 from sockserve.net.lingering import finish_lingering
 from sockserve.net.listen import BoundPath, apply_reuse, bind_unix, family_of, open_socket, unix_name
@@ -94,7 +95,7 @@ class TCPServer(BaseServer[StreamT, AddressT]):
                 self._serving_bound_path = bind_unix(self.socket, self.server_address, self.socket_mode)
             self.server_address = unix_name(self.socket.getsockname())
         else:
-            self.socket.bind(self.server_address)
+            self.socket.bind(with_zone(self.server_address))
             self.server_address = self.socket.getsockname()
 
     def server_activate(self) -> None:

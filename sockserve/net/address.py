@@ -13,11 +13,11 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sockserve.errors import AddressError
 
-__all__ = ["ACCEPTED_FORMS", "Address", "format_address", "is_ipv6", "parse_address"]
+__all__ = ["ACCEPTED_FORMS", "Address", "format_address", "is_ipv6", "parse_address", "with_zone"]
 
 # Bytes that sun_path holds beside the NUL that ends a path or begins an abstract name: unix(7), BSD's <sys/un.h>.
 _UNIX_NAME_LIMIT = 107 if sys.platform.startswith("linux") else 103
@@ -100,6 +100,20 @@ def is_ipv6(host: str) -> bool:
     return _is_literal(socket.AF_INET6, host.partition("%")[0])
 
 
+def with_zone(sockaddr: Any) -> Any:
+    """Give a socket address whose zone is where bind() and connect() look for it.
+
+    Python's bind() takes ("fe80::1%eth0", 80) and drops the zone; as the fourth number it counts (RFC 4007, 11;
+    ipv6(7)). Any other address is returned as it is. Raises OSError for an interface that there is not.
+    """
+    if not isinstance(sockaddr, tuple) or len(sockaddr) != 2 or not isinstance(sockaddr[0], str):  # pyright: ignore[reportUnknownArgumentType]
+        return sockaddr  # pyright: ignore[reportUnknownVariableType]
+    host, percent, zone = sockaddr[0].partition("%")
+    if not percent or not is_ipv6(host):
+        return sockaddr  # pyright: ignore[reportUnknownVariableType]
+    return host, sockaddr[1], 0, int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
+
+
 def _is_literal(family: socket.AddressFamily, host: str) -> bool:
     try:
         socket.inet_pton(family, host)
@@ -171,7 +185,7 @@ _SCHEMES = {
         {
             "tcp://127.0.0.1:8000": "TCP on one address, or a host name; port 0 takes any free one",
             "tcp://[::1]:8000": "TCP on an IPv6 address, in brackets; [fe80::1%eth0] has a zone",
-            "tcp://:8000": "TCP on every interface",
+            "tcp://:8000": "TCP on every interface, IPv4 and IPv6",
         },
     ),
     "udp": _Scheme(socket.SOCK_DGRAM, _read_host_and_port, {"udp://127.0.0.1:5353": "UDP, in the same forms as TCP"}),

@@ -6,13 +6,16 @@ import argparse
 import functools
 import logging
 import math
+import os
 import re
+import select
 import shlex
 import socket
 import sys
 from collections.abc import Sequence
 
 from sockserve.errors import AddressError, SockserveError
+from sockserve.log import log
 from sockserve.net.address import ACCEPTED_FORMS, format_address, parse_address
 from sockserve.ready_made import MODELS
 from sockserve.run.echo import Echo
@@ -56,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises SystemExit: with status 2 for arguments that make no sense, with 0 after ``--help``.
     """
+    _open_missing_streams()
     options = read_arguments(argv)
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
@@ -208,10 +212,48 @@ def _tell(handler: type, servers: tuple[AnyServer, ...]) -> None:
     if handler is Echo:
         commands = [command for server in servers if (command := _netcat(server.socket)) is not None]
         lines += ["Talk to it from another terminal:", *(f"  echo hello | {command}" for command in commands)]
-    encoding = sys.stdout.encoding or "utf-8"
+    _write_if_possible("".join(f"{line}\n" for line in lines))
+
+
+def _write_if_possible(text: str) -> None:
+    """Write to standard output what fits there now: closed, full, or read by no process, it must not stop a server."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - pythonw, and descriptor 1 closed at the start
+        return
     # A path may hold bytes that are no text.
-    sys.stdout.write("".join(f"{line}\n" for line in lines).encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()
+    encoding = sys.stdout.encoding or "utf-8"
+    data = text.encode(encoding, "backslashreplace")
+    try:
+        fd = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):
+        # A notebook's, or one that a test put there.
+        sys.stdout.write(data.decode(encoding))
+        return
+    try:
+        # Past its buffer, whose rest Python would try to write again at the end, and fail with status 120.
+        if not hasattr(select, "poll") or _is_writable(fd):
+            os.write(fd, data)
+    except OSError as error:
+        log.info("cannot tell where it listens: %s", error)
+
+
+def _is_writable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
+def _open_missing_streams() -> None:
+    """Open the null device as standard input, output or error where a parent closed it.
+
+    The next file or socket would get the descriptor, and what a library or a child writes to its standard error would
+    go to a client.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # open(2) gives the lowest free descriptor: this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _netcat(listener: socket.socket) -> str | None:

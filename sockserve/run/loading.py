@@ -19,8 +19,9 @@ __all__ = ["forget_modules", "load_handler"]
 def load_handler(word: str) -> type:
     """Import ``package.module:Class``. Raises ValueError, which says what is there instead."""
     module_name, _, path = word.partition(":")
-    # The installed command has its own directory there, where `python -m` has the current one.
-    sys.path[:0] = [""] if "" not in sys.path else []
+    # The installed command has its own directory there, where `python -m` has the current one. -P, -I and
+    # PYTHONSAFEPATH say that the current directory is no place to import from.
+    sys.path[:0] = [""] if "" not in sys.path and not sys.flags.safe_path else []
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:

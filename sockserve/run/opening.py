@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from sockserve.core.base_server import HandlerFactory
 from sockserve.core.deferral import Deferral
 from sockserve.core.server import TCPServer
 from sockserve.errors import AddressError, BindError
+from sockserve.log import log
 from sockserve.net.address import Address, parse_address
 from sockserve.net.listen import adopt, unix_name
 from sockserve.ready_made import server_class
@@ -37,10 +40,19 @@ _SCHEMES = {
 }
 
 
+PORT_TRIES = 8
+"""How often a free IPv4 port is tried whose IPv6 twin is taken: of the usual 28 000 free ones few are."""
+
+_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+"""What socket() says where the kernel has no IPv6, and bind() where it was switched off at the start."""
+
+
 def open_servers(
     handler: HandlerFactory, addresses: Sequence[str], model: str, settings: Mapping[str, object], signals: Deferral
 ) -> list[AnyServer]:
     """Open a server for each address, or none: when one fails, those before it are closed again.
+
+    Of an address on every interface two, for IPv4 and IPv6, if the system has both.
 
     ``settings`` become attributes of each server before it is bound. Raises AddressError for a text that is no address,
     or is one that cannot be served, by this handler or at all; BindError for one that the system refuses; ValueError
@@ -52,19 +64,66 @@ def open_servers(
         for address in parsed:
             if any(server.fileno() == address.sockaddr for server in servers):
                 raise AddressError(f"{address}: another of these servers has that descriptor")
-            server = _make(handler, address, model, signals)
-            undo.callback(server.server_close)
-            vars(server).update(settings)
-            try:
-                if address.scheme != "fd":
-                    server.server_bind()
-                # Of an inherited socket that listens already this sets the backlog only.
-                server.server_activate()
-            except OSError as error:
-                raise _refusal(address, error) from error
-            servers.append(server)
+            opened = _open(functools.partial(_make, handler, address, model), address, settings, signals)
+            for server in opened:
+                undo.callback(server.server_close)
+            servers += opened
         undo.pop_all()
     return servers
+
+
+_Make: TypeAlias = Callable[[Any, Deferral], AnyServer]
+
+
+def _open(make: _Make, address: Address, settings: Mapping[str, object], signals: Deferral) -> list[AnyServer]:
+    if isinstance(address.sockaddr, tuple) and not address.sockaddr[0]:
+        return _open_everywhere(make, address, settings, signals)
+    return [_open_one(make(None, signals), address, settings)]
+
+
+def _open_everywhere(
+    make: _Make, address: Address, settings: Mapping[str, object], signals: Deferral
+) -> list[AnyServer]:
+    """Two servers on one port, for IPv4 and for IPv6; one where the system has no IPv6.
+
+    Two sockets and not one for both: on that one IPv4 clients would have addresses such as ::ffff:192.0.2.1, which no
+    list of addresses expects (RFC 4291, 2.5.5.2; RFC 3493, 5.3).
+    """
+    port = cast("tuple[str, int]", address.sockaddr)[1]
+    for tries_left in reversed(range(PORT_TRIES)):
+        first = _open_one(make(("0.0.0.0", port), signals), address, settings)  # noqa: S104 - it was asked for
+        try:
+            return [first, _open_one(make(("::", first.server_address[1]), signals), address, settings)]
+        except BindError as error:
+            if error.errno in _NO_IPV6:
+                log.info("%s: IPv4 only, because there is no IPv6 here: %s", address, error)
+                return [first]
+            first.server_close()
+            if port or error.errno != errno.EADDRINUSE or not tries_left:
+                raise
+        except BaseException:
+            first.server_close()
+            raise
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _open_one(server: AnyServer, address: Address, settings: Mapping[str, object]) -> AnyServer:
+    try:
+        vars(server).update(settings)
+        if address.scheme != "fd":
+            if server.socket.family == socket.AF_INET6:
+                # [::] takes the IPv4 port too unless it is told not to (ipv6(7)); then nothing else may have that one.
+                server.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
+            server.server_bind()
+        # Of an inherited socket that listens already this sets the backlog only.
+        server.server_activate()
+    except OSError as error:
+        server.server_close()
+        raise _refusal(address, error) from error
+    except BaseException:
+        server.server_close()
+        raise
+    return server
 
 
 def roots_of(handler: object) -> list[str]:
@@ -73,12 +132,15 @@ def roots_of(handler: object) -> list[str]:
     return [base.__name__ for base in mro if base.__module__ in ("sockserve", "socketserver")]
 
 
-def _make(handler: HandlerFactory, address: Address, model: str, signals: Deferral) -> AnyServer:
-    """A server that is not bound yet, or one that has taken an inherited socket over."""
+def _make(handler: HandlerFactory, address: Address, model: str, name: Any, signals: Deferral) -> AnyServer:
+    """A server that is not bound yet, or one that has taken an inherited socket over.
+
+    ``name``: what it is to bind; None: what the address says.
+    """
     with contextlib.ExitStack() as undo:
         inherited = adopt(cast("int", address.sockaddr), keeps_mode=True) if address.scheme == "fd" else None
         if inherited is None:
-            scheme, kind, name = address.scheme, address.type, _resolve(address, signals)
+            scheme, kind, name = address.scheme, address.type, name or _resolve(address, signals)
         else:
             # Unless all goes well it stays open, and the caller's.
             undo.callback(inherited.detach)
@@ -88,7 +150,11 @@ def _make(handler: HandlerFactory, address: Address, model: str, signals: Deferr
                 raise AddressError(
                     f"{address} takes {_WORDS.get(kind)}, and {handler!r} is a {root}: for {_WORDS[_SERVES[root]]}"
                 )
-        server = server_class(model, scheme)(name, handler, bind_and_activate=False)
+        try:
+            server = server_class(model, scheme)(name, handler, bind_and_activate=False)
+        except OSError as error:
+            # EAFNOSUPPORT: a system without IPv6.
+            raise _refusal(address, error) from error
         if inherited is not None:
             server.socket.close()
             server.socket = inherited

@@ -56,7 +56,8 @@ def serve(
     exception, a child is killed. On return all is closed and the signals mean again what they did before.
 
     handler: the class, or any callable that takes ``(request, client_address, server)``; or "package.module:Class".
-    addresses: ``tcp://host:port``, ``tcp://[::1]:0``, ``udp://…``, ``unix:/path``, ``unix-dgram:/path``, ``fd:N``. Of a
+    addresses: ``tcp://host:port``, ``tcp://[::1]:0``, ``udp://…``, ``unix:/path``, ``unix-dgram:/path``, ``fd:N``.
+        Without a host (``tcp://:80``) two servers have the port, for IPv4 and for IPv6. Of a
         host name one address is bound, an IPv4 one if there is any. A descriptor is closed at the end.
     model: "thread", "pool", "fork", "greenlet" or "inline", which serves one request at a time, whatever the addresses.
     max_children: with "fork", how many requests are served at once; None: the class's default.
