@@ -162,7 +162,7 @@ class Conversation:
 
     def _decode(self, data: bytes | None) -> bool:
         said, is_all = self._layer.decode(data)
-        write_out(said)
+        write_out(said, is_all=is_all)
         return is_all
 
 

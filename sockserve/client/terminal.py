@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import socket
@@ -9,7 +10,9 @@ import sys
 import threading
 from collections.abc import Iterator
 
-__all__ = ["READ_SIZE", "OutputError", "input_as_socket", "input_lines", "write_out"]
+from sockserve.log import printable
+
+__all__ = ["READ_SIZE", "OutputError", "TerminalText", "input_as_socket", "input_lines", "write_out"]
 
 READ_SIZE = 65536
 """Bytes asked for in one read."""
@@ -45,8 +48,35 @@ def input_lines() -> Iterator[bytes]:
         yield line.removesuffix(b"\n")
 
 
-def write_out(data: bytes) -> None:
-    """Write to standard output, at once. Raises OutputError."""
+class TerminalText:
+    """Makes what a server says safe to show: no escape sequence moves the cursor, sets a title or types a command.
+
+    Pieces may end anywhere, within a character too.
+    """
+
+    def __init__(self) -> None:
+        self._decode = codecs.getincrementaldecoder("utf-8")("backslashreplace").decode
+        self._held = ""
+
+    def feed(self, data: bytes, *, is_all: bool = False) -> str:
+        """The text of the next piece, with control characters as backslash escapes; lines end as they did."""
+        text = self._held + self._decode(data, is_all)
+        # Alone, a carriage return begins the line anew, over what stands there; its other half may come next.
+        self._held = "\r" if text.endswith("\r") and not is_all else ""
+        lines = text[: len(text) - len(self._held)].split("\r\n")
+        return "\r\n".join(printable(line, keep="\n\t") for line in lines)
+
+
+_shown = TerminalText()
+
+
+def write_out(data: bytes, *, is_all: bool = False) -> None:
+    """Write to standard output, at once; to a terminal without its control sequences. Raises OutputError.
+
+    ``is_all``: nothing more will come.
+    """
+    if sys.stdout is not None and sys.stdout.isatty():  # pyright: ignore[reportUnnecessaryComparison]
+        data = _shown.feed(data, is_all=is_all).encode(sys.stdout.encoding, "backslashreplace")
     unwritten = memoryview(data)
     while unwritten and sys.stdout is not None:
         try:
