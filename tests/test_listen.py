@@ -11,7 +11,8 @@ import socket
 import pytest
 
 from sockserve.errors import AddressError
-from sockserve.net.listen import UnixName, adopt, apply_reuse, bind_unix, family_of, unix_name
+from sockserve.net.listen import UnixName, adopt, apply_reuse, family_of, unix_name
+from sockserve.net.unix_path import bind_unix
 
 LIMIT = 30.0
 TYPES = [socket.SOCK_STREAM, socket.SOCK_DGRAM]

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sockserve.errors import AddressError
-from sockserve.net import listen
-from sockserve.net.listen import BoundPath, bind_unix
+from sockserve.net import unix_path
+from sockserve.net.unix_path import BoundPath, bind_unix
 
 LIMIT = 30.0
 TYPES = [socket.SOCK_STREAM, socket.SOCK_DGRAM]
@@ -331,7 +331,7 @@ def test_a_lock_that_is_never_released_keeps_no_server_from_starting(
 ) -> None:
     """Anybody who may read the directory can hold that lock; after a while it is not waited for."""
     leave_stale(path)
-    monkeypatch.setattr(listen, "_LOCK_PATIENCE", 0.05)
+    monkeypatch.setattr(unix_path, "_LOCK_PATIENCE", 0.05)
     with locked(path.parent):
         assert bind_unix(open_socket(), path, None) is not None
 
@@ -349,7 +349,7 @@ def test_no_lock_is_held_afterwards(path: pathlib.Path, open_socket: Open) -> No
 def test_a_child_forked_meanwhile_holds_no_lock(path: pathlib.Path) -> None:
     """A child inherits the lock's descriptor and may live long."""
     told, tell = os.pipe()
-    with listen._one_starter_at_a_time(path.parent):
+    with unix_path._one_starter_at_a_time(path.parent):
         pid = os.fork()
         if pid == 0:
             os.close(tell)
@@ -366,14 +366,14 @@ def test_a_child_forked_meanwhile_holds_no_lock(path: pathlib.Path) -> None:
 
 def test_a_directory_that_cannot_be_locked_is_no_error(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory that may not be read, or a file system without locks, is done without."""
-    with listen._one_starter_at_a_time(path / "no such directory"):
+    with unix_path._one_starter_at_a_time(path / "no such directory"):
         entered = ["unreadable"]
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with listen._one_starter_at_a_time(path.parent):
+    with unix_path._one_starter_at_a_time(path.parent):
         entered.append("no locks")
     assert entered == ["unreadable", "no locks"]
 
@@ -417,17 +417,6 @@ def test_a_path_that_is_gone_is_no_error(path: pathlib.Path, open_socket: Open) 
     bound = _bind(open_socket(), path / "app.sock")
     shutil.rmtree(path)
     assert not bound.unlink()
-
-
-def test_a_forked_child_leaves_its_parents_path_alone(path: pathlib.Path, open_socket: Open) -> None:
-    """A child that closes its copy of the server does not make the parent unreachable."""
-    bound = _bind(open_socket(), path)
-    pid = os.fork()
-    if pid == 0:
-        os._exit(bound.unlink())
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert path.exists()
-    assert bound.unlink()
 
 
 @pytest.mark.parametrize("name", ["app.sock", "./app.sock", "link/../app.sock"])

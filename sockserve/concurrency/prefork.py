@@ -328,6 +328,7 @@ OF_THE_SUPERVISOR = (
     "_serving_supervisor_made",
     "_serving_acceptor",
     "_serving_lingering",
+    "_serving_bound_path",
 )
 """Attributes of a server that a worker begins without: they are about what its parent does."""
 

@@ -304,6 +304,7 @@ class BaseServer(Generic[RequestT, AddressT]):
         fd = self.fileno()
         if fd < 0:
             raise ServerClosedError(f"{self} is closed: it takes no request before it gets a new socket")
+        self._serving_lifecycle.tell_serving()
         self._serving_before_handle_request()
         timeouts = (self._serving_socket_timeout(), self._serving_request_timeout())
         limits = [limit for limit in map(limit_of, timeouts) if limit is not None]

@@ -65,6 +65,8 @@ class Lifecycle:
         """Whether the next stay in a loop undoes the suspension, which nobody asked for by itself."""
         self.draining = False
         self.serving = OneShot()
+        self.when_serving: Callable[[], object] | None = None
+        """Called when this process begins to serve: a stay in a loop, or one request without."""
         self._stop_at_start = False
         self._claim = threading.Lock()
 
@@ -72,6 +74,7 @@ class Lifecycle:
         """Claim the one place in a loop; False: somebody holds it."""
         if not self._claim.acquire(blocking=False):
             return False
+        self.tell_serving()
         self.draining = False
         if self.suspended_by_drain:
             self.suspended = self.suspended_by_drain = False
@@ -82,6 +85,11 @@ class Lifecycle:
             acceptor.stop_requested = True
             self._stop_at_start = False
         return True
+
+    def tell_serving(self) -> None:
+        """Tell ``when_serving``."""
+        if self.when_serving is not None:
+            self.when_serving()
 
     def end(self) -> None:
         """Give the place back."""

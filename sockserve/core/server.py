@@ -18,8 +18,9 @@ from sockserve.errors import DatagramTruncatedError
 from sockserve.net.address import with_zone
 from sockserve.net.closing import end_input, half_close
 from sockserve.net.lingering import finish_lingering
-from sockserve.net.listen import BoundPath, apply_reuse, bind_unix, family_of, open_socket, unix_name
+from sockserve.net.listen import apply_reuse, family_of, open_socket, unix_name
 from sockserve.net.tls import defer_handshake, handshake, is_tls
+from sockserve.net.unix_path import BoundPath, bind_unix
 from sockserve.net.watched_socket import forget_taken, remembering
 
 __all__ = ["TCPServer", "UDPServer"]
@@ -92,7 +93,9 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         apply_reuse(self.socket, bool(self.allow_reuse_address), bool(self.allow_reuse_port))
         if _HAS_UNIX and self.socket.family == socket.AF_UNIX:
             with Deferral():
-                self._serving_bound_path = bind_unix(self.socket, self.server_address, self.socket_mode)
+                bound_path = bind_unix(self.socket, self.server_address, self.socket_mode)
+                self._serving_bound_path = bound_path
+                self._serving_lifecycle.when_serving = None if bound_path is None else bound_path.serve
             self.server_address = unix_name(self.socket.getsockname())
         else:
             self.socket.bind(with_zone(self.server_address))
@@ -103,20 +106,24 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         self.socket.listen(self.request_queue_size)
 
     def server_close(self) -> None:
-        """Close the socket, and remove a Unix path that is still the one this server bound."""
+        """Close the socket, and remove a Unix path that is still the one this server bound.
+
+        Of several processes that share the server since a fork it is the one that serves which removes the path, and
+        of several that serve the last; a child that was made for a request, and a worker process, never.
+        """
         self._serving_free_address()
         finish_lingering(self)
 
     def _serving_free_address(self) -> None:
         super().server_close()
-        bound_path = self._serving_bound_path
-        if bound_path is not None:
-            # Before the close: an open socket keeps others from taking the path for a dead server's.
-            bound_path.unlink()
-            self._serving_bound_path = None
         listener = getattr(self, "socket", None)
         if listener is not None:
-            listener.close()
+            bound_path = self._serving_bound_path
+            if bound_path is None:
+                listener.close()
+            else:
+                bound_path.end(listener.close)
+                self._serving_bound_path = None
             # Again, for a loop that began meanwhile: closing a socket wakes nobody.
             super().server_close()
 
