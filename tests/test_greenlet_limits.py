@@ -278,7 +278,7 @@ def test_a_thread_that_waits_for_a_cooperative_socket_needs_no_descriptor(
     timer.join(LIMIT)
 
 
-@pytest.mark.parametrize("seconds", [math.inf, math.nan, -1.0, 1e10])
+@pytest.mark.parametrize("seconds", [math.inf, -1.0, 1e10])
 def test_slow_handlers_are_not_reported_after_a_time_that_never_comes(running: Running, seconds: float) -> None:
     """As with None; and the thread that would report them ends with the server, not before."""
 

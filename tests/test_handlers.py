@@ -243,7 +243,7 @@ def test_a_datagram_client_that_left_is_one_quiet_line(
     running: Running, expect_log: ExpectLog, tmp_path: pathlib.Path, removed: bool
 ) -> None:
     """An answer to a Unix client that closed its socket meanwhile, and perhaps removed its path, is not ours to fix."""
-    left = expect_log(logging.DEBUG, "left")
+    left = expect_log(logging.DEBUG, "gets no answer")
     begun, gone = threading.Event(), threading.Event()
 
     class Handler(sockserve.DatagramRequestHandler[Any, Any]):

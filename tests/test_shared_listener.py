@@ -16,6 +16,7 @@ from under_test import LIMIT
 from waiting import wait_until
 
 import sockserve
+from sockserve.core.deferral import Deferral
 from sockserve.net import blocking_mode
 from sockserve.net.blocking_mode import give_back, lend
 from sockserve.net.listen import adopt
@@ -265,7 +266,7 @@ def test_a_descriptor_that_another_program_goes_on_with(listener: socket.socket)
     """``fd:N``: its mode is left as it was, whichever that is, from the start to the end."""
     for blocks in (True, False):
         os.set_blocking(listener.fileno(), blocks)
-        (server,) = open_servers(ECHO, [f"fd:{os.dup(listener.fileno())}"], "inline", {})
+        (server,) = open_servers(ECHO, [f"fd:{os.dup(listener.fileno())}"], "inline", {}, Deferral())
         assert os.get_blocking(listener.fileno()) == blocks
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

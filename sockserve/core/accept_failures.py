@@ -16,6 +16,7 @@ from sockserve.core.events import Events, events_of
 from sockserve.core.request_life import contain
 from sockserve.errors import ListenerLostError
 from sockserve.net.accept_errors import Verdict
+from sockserve.net.tls import refusal_of
 
 __all__ = ["accept_failed", "end_taken"]
 
@@ -60,4 +61,5 @@ def _fail(server: Any, live: LiveRequest, error: BaseException) -> None:
     live.table.enter(live)
     if live.events.accept:
         Events.emit(live.events.accept, server, live)
-    raise error
+    # An override may wrap what it accepted: a client that fails the handshake is one line, as everywhere.
+    raise refusal_of(error)

@@ -17,7 +17,10 @@ LOOK_AGAIN = 0.05
 class _PlainPoller(SelectorPoller):
     """poll(2) and select(2) keep nothing between two calls: they need no descriptor, and cannot refuse one."""
 
-    make_selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+    def make_selector(self) -> selectors.BaseSelector:
+        """The one that opens no descriptor."""
+        made: selectors.BaseSelector = getattr(selectors, "PollSelector", selectors.SelectSelector)()
+        return made
 
 
 class FrugalLoop(Loop):

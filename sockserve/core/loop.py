@@ -394,10 +394,12 @@ class SelectorPoller:
     """The best that ``selectors`` knows of on a platform without epoll."""
 
     stays_armed = False
-    make_selector: Callable[[], selectors.BaseSelector] = selectors.DefaultSelector
 
     def __init__(self) -> None:
         self._selector = self.make_selector()
+
+    def make_selector(self) -> selectors.BaseSelector:
+        return selectors.DefaultSelector()
 
     def register(self, fd: int, *, shared: bool = False) -> None:
         self._selector.register(fd, selectors.EVENT_READ)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SHORTEST = 0.001
 """Seconds that a handshake gets at least: a limit of 0 refuses whatever is not there at once."""
 
-__all__ = ["close_notify", "defer_handshake", "handshake", "is_tls", "recv_beneath", "wrapped_like"]
+__all__ = ["close_notify", "defer_handshake", "handshake", "is_tls", "recv_beneath", "refusal_of", "wrapped_like"]
 
 
 def is_tls(sock: object) -> TypeIs[ssl.SSLSocket]:
@@ -77,6 +77,16 @@ def handshake(sock: ssl.SSLSocket, timeout: float | None) -> None:
         raise HandshakeError(f"TLS handshake failed: {_reason(error, timeout)}") from error
     finally:
         _set_timeout(sock, before)
+
+
+def refusal_of(error: BaseException) -> BaseException:
+    """Give the HandshakeError for what ssl raised while it wrapped a connection; any other error as it is."""
+    ssl = sys.modules.get("ssl")
+    if ssl is None or not isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
+        return error
+    refusal = HandshakeError(f"TLS handshake failed: {_reason(error, None)}")
+    refusal.__cause__ = error
+    return refusal
 
 
 def close_notify(sock: ssl.SSLSocket, timeout: float) -> None:
