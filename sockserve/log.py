@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["Lines", "Seldom", "log", "printable"]
+__all__ = ["Lines", "Seldom", "counted", "log", "printable"]
 
 NAME = "sockserve"
 
@@ -31,6 +31,11 @@ def printable(text: str, keep: str = "") -> str:
         each if each.isprintable() or each in keep else each.encode("unicode_escape", "surrogatepass").decode("ascii")
         for each in text
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """Give "1 request" or "2 requests"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class Lines(str):

@@ -191,7 +191,7 @@ def test_a_child_that_unwinds_does_not_speak_for_the_worker(run: str, model: str
         served.send(signal.SIGTERM)
         assert served.line() == "ended"
         # That request, and not one less for each process that left it.
-        assert "with 1 requests in progress" not in served.errors()
+        assert "with 1 request in progress" not in served.errors()
 
 
 def _children_of(pid: int) -> list[str]:

@@ -138,7 +138,7 @@ def test_a_handler_of_the_current_directory_is_served(model: str) -> None:
         status, log = program.end()
     assert status == 0
     assert "INFO sockserve: listening on tcp://127.0.0.1:" in log
-    assert "1 requests accepted, 1 handled" in log
+    assert "1 request accepted, 1 handled" in log
     with Running("mine:Outer.Inner", "udp://127.0.0.1:0") as program:
         (address,) = program.addresses()
         assert testing.ask(address, b"hello") == b"HELLO"

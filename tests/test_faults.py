@@ -116,7 +116,7 @@ def test_a_worker_process_that_is_gone_takes_its_requests_along(mix_in: str, lin
         wait_until(lambda: how in server.errors())
         after = server.wait_for_workers()
         assert len(set(before) & set(after)) == 1
-        assert re.search(rf"WARNING .*worker \d .*{how}, with 1 requests in progress", server.errors())
+        assert re.search(rf"WARNING .*worker \d .*{how}, with 1 request in progress", server.errors())
         assert server.who()[1] in after
 
 

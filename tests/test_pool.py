@@ -66,7 +66,7 @@ class Crowd:
 def crowd(expect_log: ExpectLog) -> Iterator[Crowd]:
     """Let go at the end, whatever happened."""
     # A busy machine may take a second to do what a test does while it holds all workers.
-    expect_log(logging.WARNING, "workers has been free", at_least=0)
+    expect_log(logging.WARNING, "workers? has been free", at_least=0)
     crowd = Crowd()
     yield crowd
     crowd.opened.set()

@@ -71,7 +71,7 @@ def test_a_pool_that_gets_no_more_threads_serves_with_those_it_has(
     running: Running, expect_log: ExpectLog, error: Exception
 ) -> None:
     """One line says so, and it tries again later."""
-    told = expect_log(logging.WARNING, "goes on with 1 workers, because no thread starts")
+    told = expect_log(logging.WARNING, "goes on with 1 worker, because no thread starts")
     makes = threading.Thread
 
     def make_thread(self: Any, target: Any) -> threading.Thread:

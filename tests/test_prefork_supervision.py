@@ -60,7 +60,7 @@ def test_a_killed_worker_is_replaced() -> None:
         wait_until(lambda: "was killed by SIGKILL" in server.errors())
         after = server.wait_for_workers()
         assert len(set(before) & set(after)) == 1
-        assert re.search(r"WARNING .*worker \d .*was killed by SIGKILL, with 1 requests in progress", server.errors())
+        assert re.search(r"WARNING .*worker \d .*was killed by SIGKILL, with 1 request in progress", server.errors())
         assert {server.who()[0] for _ in range(4)} <= {0, 1}
 
 

@@ -24,7 +24,7 @@ from sockserve.concurrency.workers import Pool
 from sockserve.core.accepting import Acceptor
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.loop import Loop, Timer
-from sockserve.log import log
+from sockserve.log import counted, log
 from sockserve.net.accept import counter_of
 from sockserve.net.accept_errors import Verdict, is_out_of_descriptors
 
@@ -211,7 +211,10 @@ class Coordinator(Acceptor):
                 self.loop.wake()
                 return
             log.warning(
-                "%s: goes on with %d workers, because no thread starts: %s", self.server, len(pool.workers), error
+                "%s: goes on with %s, because no thread starts: %s",
+                self.server,
+                counted(len(pool.workers), "worker"),
+                error,
             )
             self._pause_starting()
 
@@ -236,8 +239,8 @@ class Coordinator(Acceptor):
             self._has_told = True
             # Where the kernel does not count them, 1 means "some".
             waiting = 0 if self._count_waiting is None else self._count_waiting()
-            text = "%s: none of %d workers has been free for %g s, and %d or more clients wait"
-            log.warning(text, self.server, len(pool.workers), ALL_BUSY, waiting)
+            text = "%s: none of %s has been free for %g s, and %d or more clients wait"
+            log.warning(text, self.server, counted(len(pool.workers), "worker"), ALL_BUSY, waiting)
 
     def _look_at_the_draining(self) -> None:
         self._draining = None

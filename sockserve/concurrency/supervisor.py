@@ -41,7 +41,7 @@ from sockserve.core.frugal_loop import host_somehow
 from sockserve.core.loop import Loop, Timer
 from sockserve.core.one_shot import OneShot
 from sockserve.errors import CrashLoopError
-from sockserve.log import log
+from sockserve.log import counted, log
 
 __all__ = ["Supervisor"]
 
@@ -404,7 +404,7 @@ class Supervisor:
         active = worker.page.numbers[ACTIVE]
         self._cut += max(worker.page.numbers[CUTS], active)
         worker.page.add_to(self.counters)
-        how = worker.how_it_ended(status) + (f", with {active} requests in progress" if active else "")
+        how = worker.how_it_ended(status) + (f", with {counted(active, 'request')} in progress" if active else "")
         worker.close()
         self._let_others_look(worker)
         self._places.forget(worker)

@@ -22,7 +22,7 @@ from sockserve.core.loop import Loop, Timer
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import serves_at_once
 from sockserve.errors import AlreadyServingError, ListenerLostError, ServerClosedError
-from sockserve.log import log
+from sockserve.log import counted, log
 from sockserve.net.accept import Receiver, accept_of, careful_accept_of, counter_of, has_ended
 from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST, Verdict, is_shortage
 from sockserve.net.blocking_mode import give_back, lend
@@ -307,7 +307,7 @@ class Acceptor:
 
     def recovered(self) -> None:
         """A descriptor was to be had: whatever made accept fail is over."""
-        log.warning("%s: accepting again after %d failed attempts", self.server, self._errors)
+        log.warning("%s: accepting again after %s", self.server, counted(self._errors, "failed attempt"))
         self.delay = 0.0
         self._errors = 0
 

@@ -14,7 +14,7 @@ from sockserve.core.deferral import Deferral
 from sockserve.core.events import Counters, Observer
 from sockserve.core.lifecycle import CutShort
 from sockserve.core.loop import Loop
-from sockserve.log import log
+from sockserve.log import counted, log
 from sockserve.net.address import format_address
 from sockserve.run.loading import load_handler
 from sockserve.run.opening import AnyServer, open_servers
@@ -125,8 +125,8 @@ def serve(
                 servers, name, limits, others, tell, signals=signals, early=early, handles_signals=handles_signals
             )
     log.info(
-        "stopped: %d requests accepted, %d handled, %d failed, %d refused",
-        counters.accepted,
+        "stopped: %s accepted, %d handled, %d failed, %d refused",
+        counted(counters.accepted, "request"),
         counters.handled,
         counters.failed,
         counters.refused,

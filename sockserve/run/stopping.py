@@ -26,7 +26,7 @@ from sockserve.core.one_shot import OneShot
 from sockserve.core.replaced import reach
 from sockserve.core.request_life import cut_others, drain_one
 from sockserve.core.server import TCPServer, UDPServer
-from sockserve.log import log
+from sockserve.log import counted, log
 from sockserve.net.closing import cut
 from sockserve.run.opening import AnyServer
 
@@ -107,7 +107,8 @@ class Stop(Observer):
             # The servers leave.
             self.loop.run()
             active = sum(len(server.active_requests) for server in self.servers)
-            log.info("stopping%s: %d requests in progress", f" on {self.signal.name}" if self.signal else "", active)
+            cause = f" on {self.signal.name}" if self.signal else ""
+            log.info("stopping%s: %s in progress", cause, counted(active, "request"))
             for server in self.servers:
                 for live in table_of(server).all():
                     drain_one(server, live)
