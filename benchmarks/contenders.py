@@ -153,9 +153,5 @@ def _has_no_gil(python: str) -> bool:
 
 
 def python_path() -> str:
-    """Where servers find sockserve and what it needs, whichever Python runs them: pure Python, all of it."""
-    needed = importlib.util.find_spec("typing_extensions")
-    folders = [str(SERVERS.parent.parent)]
-    if needed is not None and needed.origin is not None:
-        folders.append(str(pathlib.Path(needed.origin).parent))
-    return os.pathsep.join(folders)
+    """Where servers find sockserve, whichever Python runs them: it is pure Python and needs nothing else."""
+    return str(SERVERS.parent.parent)

@@ -14,26 +14,18 @@
 #   testing         tools for those who test their handlers
 #   client/         python -m sockserve.client, for people
 #
-# Public is what stands here; any other name may change.
+# Public is what stands here; any other name may change. A module is imported when a name of it is first asked for:
+# a program pays for what it uses.
 
-import importlib as _importlib
-import os as _os
-import selectors as _selectors
-import socket as _socket
+import os
+import selectors
+import socket
+import sys  # noqa: F401  # pyright: ignore[reportUnusedImport] - stdlib's module has it, and programs look there
+import threading  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from io import BufferedIOBase as BufferedIOBase
+from time import monotonic as time  # noqa: F401, ICN003  # pyright: ignore[reportUnusedImport]
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
-from sockserve.concurrency.pool import ThreadPoolMixIn
-from sockserve.concurrency.threads import ThreadingMixIn
-from sockserve.core.active_requests import ActiveRequest, LiveRequest
-from sockserve.core.base_server import BaseServer
-from sockserve.core.events import Counters, LogObserver, Observer
-from sockserve.core.handlers import BaseRequestHandler, DatagramRequestHandler, StreamRequestHandler
-from sockserve.core.keep_alive import HTTPKeepAliveMixIn
-from sockserve.core.lifecycle import Drained
-from sockserve.core.loop import Loop
-from sockserve.core.server import TCPServer, UDPServer
-from sockserve.core.streams import SocketWriter as _SocketWriter  # noqa: F401  # pyright: ignore[reportUnusedImport] - used by programs
 from sockserve.errors import (
     AddressError,
     AlreadyServingError,
@@ -48,8 +40,48 @@ from sockserve.errors import (
     ServerClosedError,
     SockserveError,
 )
-from sockserve.ready_made import ThreadingTCPServer, ThreadingUDPServer, ThreadPoolTCPServer, ThreadPoolUDPServer
-from sockserve.run.serve import serve
+
+if _TYPE_CHECKING:
+    from sockserve.concurrency.dispatch import Dispatcher as Dispatcher
+    from sockserve.concurrency.dispatch import DispatchingMixIn as DispatchingMixIn
+    from sockserve.concurrency.forks import ForkingMixIn as ForkingMixIn
+    from sockserve.concurrency.pool import ThreadPoolMixIn as ThreadPoolMixIn
+    from sockserve.concurrency.prefork import PreForkMixIn as PreForkMixIn
+    from sockserve.concurrency.threads import ThreadingMixIn as ThreadingMixIn
+    from sockserve.core.active_requests import ActiveRequest as ActiveRequest
+    from sockserve.core.active_requests import LiveRequest as LiveRequest
+    from sockserve.core.base_server import BaseServer as BaseServer
+    from sockserve.core.events import Counters as Counters
+    from sockserve.core.events import LogObserver as LogObserver
+    from sockserve.core.events import Observer as Observer
+    from sockserve.core.handlers import BaseRequestHandler as BaseRequestHandler
+    from sockserve.core.handlers import DatagramRequestHandler as DatagramRequestHandler
+    from sockserve.core.handlers import StreamRequestHandler as StreamRequestHandler
+    from sockserve.core.keep_alive import HTTPKeepAliveMixIn as HTTPKeepAliveMixIn
+    from sockserve.core.lifecycle import Drained as Drained
+    from sockserve.core.loop import Loop as Loop
+    from sockserve.core.server import TCPServer as TCPServer
+    from sockserve.core.server import UDPServer as UDPServer
+    from sockserve.core.server import UnixDatagramServer as UnixDatagramServer
+    from sockserve.core.server import UnixStreamServer as UnixStreamServer
+    from sockserve.greenlets import GreenletMixIn as GreenletMixIn
+    from sockserve.greenlets import GreenletTCPServer as GreenletTCPServer
+    from sockserve.greenlets import GreenletUDPServer as GreenletUDPServer
+    from sockserve.greenlets import GreenletUnixDatagramServer as GreenletUnixDatagramServer
+    from sockserve.greenlets import GreenletUnixStreamServer as GreenletUnixStreamServer
+    from sockserve.ready_made.forks import ForkingTCPServer as ForkingTCPServer
+    from sockserve.ready_made.forks import ForkingUDPServer as ForkingUDPServer
+    from sockserve.ready_made.forks import ForkingUnixDatagramServer as ForkingUnixDatagramServer
+    from sockserve.ready_made.forks import ForkingUnixStreamServer as ForkingUnixStreamServer
+    from sockserve.ready_made.pool import ThreadPoolTCPServer as ThreadPoolTCPServer
+    from sockserve.ready_made.pool import ThreadPoolUDPServer as ThreadPoolUDPServer
+    from sockserve.ready_made.pool import ThreadPoolUnixDatagramServer as ThreadPoolUnixDatagramServer
+    from sockserve.ready_made.pool import ThreadPoolUnixStreamServer as ThreadPoolUnixStreamServer
+    from sockserve.ready_made.threads import ThreadingTCPServer as ThreadingTCPServer
+    from sockserve.ready_made.threads import ThreadingUDPServer as ThreadingUDPServer
+    from sockserve.ready_made.threads import ThreadingUnixDatagramServer as ThreadingUnixDatagramServer
+    from sockserve.ready_made.threads import ThreadingUnixStreamServer as ThreadingUnixStreamServer
+    from sockserve.run.serve import serve as serve
 
 __version__ = "0.1.0.dev0"
 
@@ -98,22 +130,10 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     "ServerClosedError",
 ]
 
-if hasattr(_os, "fork"):
-    from sockserve.concurrency.forks import ForkingMixIn
-    from sockserve.concurrency.prefork import PreForkMixIn
-    from sockserve.ready_made import ForkingTCPServer, ForkingUDPServer
-
+if hasattr(os, "fork"):
     __all__ += ["ForkingMixIn", "ForkingTCPServer", "ForkingUDPServer", "PreForkMixIn"]
 
-if hasattr(_socket, "AF_UNIX"):
-    from sockserve.core.server import UnixDatagramServer, UnixStreamServer
-    from sockserve.ready_made import (
-        ThreadingUnixDatagramServer,
-        ThreadingUnixStreamServer,
-        ThreadPoolUnixDatagramServer,
-        ThreadPoolUnixStreamServer,
-    )
-
+if hasattr(socket, "AF_UNIX"):
     __all__ += [
         "ThreadPoolUnixDatagramServer",
         "ThreadPoolUnixStreamServer",
@@ -123,33 +143,73 @@ if hasattr(_socket, "AF_UNIX"):
         "UnixStreamServer",
     ]
 
-    if hasattr(_os, "fork"):
-        from sockserve.ready_made import ForkingUnixDatagramServer, ForkingUnixStreamServer
-
+    if hasattr(os, "fork"):
         __all__ += ["ForkingUnixDatagramServer", "ForkingUnixStreamServer"]
 
-if _TYPE_CHECKING:
-    from sockserve.greenlets import GreenletMixIn as GreenletMixIn
-    from sockserve.greenlets import GreenletTCPServer as GreenletTCPServer
-    from sockserve.greenlets import GreenletUDPServer as GreenletUDPServer
-    from sockserve.greenlets import GreenletUnixDatagramServer as GreenletUnixDatagramServer
-    from sockserve.greenlets import GreenletUnixStreamServer as GreenletUnixStreamServer
-
-# Found when they are asked for: they need an extra, and say so. Not in __all__, or "import *" would ask for them.
-_in_greenlets = ["GreenletMixIn", "GreenletTCPServer", "GreenletUDPServer"]
-if hasattr(_socket, "AF_UNIX"):
-    _in_greenlets += ["GreenletUnixDatagramServer", "GreenletUnixStreamServer"]
+_NAMES = {
+    "sockserve.concurrency.dispatch": "Dispatcher DispatchingMixIn",
+    "sockserve.concurrency.forks": "ForkingMixIn",
+    "sockserve.concurrency.pool": "ThreadPoolMixIn",
+    "sockserve.concurrency.prefork": "PreForkMixIn",
+    "sockserve.concurrency.threads": "ThreadingMixIn",
+    "sockserve.core.active_requests": "ActiveRequest LiveRequest",
+    "sockserve.core.base_server": "BaseServer",
+    "sockserve.core.events": "Counters LogObserver Observer",
+    "sockserve.core.handlers": "BaseRequestHandler DatagramRequestHandler StreamRequestHandler",
+    "sockserve.core.keep_alive": "HTTPKeepAliveMixIn",
+    "sockserve.core.lifecycle": "Drained",
+    "sockserve.core.loop": "Loop",
+    "sockserve.core.server": "TCPServer UDPServer UnixDatagramServer UnixStreamServer",
+    "sockserve.greenlets": (
+        "GreenletMixIn GreenletTCPServer GreenletUDPServer GreenletUnixDatagramServer GreenletUnixStreamServer"
+    ),
+    "sockserve.ready_made.forks": "ForkingTCPServer ForkingUDPServer ForkingUnixDatagramServer ForkingUnixStreamServer",
+    "sockserve.ready_made.pool": (
+        "ThreadPoolTCPServer ThreadPoolUDPServer ThreadPoolUnixDatagramServer ThreadPoolUnixStreamServer"
+    ),
+    "sockserve.ready_made.threads": (
+        "ThreadingTCPServer ThreadingUDPServer ThreadingUnixDatagramServer ThreadingUnixStreamServer"
+    ),
+    "sockserve.run.serve": "serve",
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
+# Not in __all__: "import *" would ask for them, and they need an extra.
+_in_greenlets = [
+    name for name in _MODULE_OF if name.startswith("Greenlet") and ("Unix" not in name or hasattr(socket, "AF_UNIX"))
+]
+# Private in socketserver too, and used by programs all the same.
+_PRIVATE = {
+    "_NoThreads": "sockserve.concurrency.threads.NoThreads",
+    "_SocketWriter": "sockserve.core.streams.SocketWriter",
+    "_Threads": "sockserve.concurrency.threads.WorkerThreads",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name in _in_greenlets:
-        return getattr(_importlib.import_module("sockserve.greenlets"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib  # noqa: PLC0415 - a program that defines no server does without
+
+    if name in _PRIVATE:
+        module, _, attribute = _PRIVATE[name].rpartition(".")
+        value = getattr(importlib.import_module(module), attribute)
+    elif name in _in_greenlets or (name in __all__ and name in _MODULE_OF):
+        value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+        # The others say it themselves, for they may be seen before they are asked for.
+        if name == "Loop":
+            value.__module__ = __name__
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 # Programs that write a loop of their own take their selector from here.
-_ServerSelector = getattr(_selectors, "PollSelector", _selectors.SelectSelector)
+_ServerSelector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 for _name in __all__:
-    # Tracebacks and pickles name a thing by where it is public.
-    globals()[_name].__module__ = __name__
+    if _name in globals():
+        # Tracebacks and pickles name a thing by where it is public. The classes below say it themselves.
+        globals()[_name].__module__ = __name__

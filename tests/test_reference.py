@@ -46,7 +46,9 @@ def test_the_tables_of_servers_have_every_hook_that_the_docstring_names() -> Non
 @pytest.mark.parametrize("page", ["servers.md", "mix-ins.md", "handlers.md"])
 def test_what_the_tables_name_exists(page: str) -> None:
     """Each hook and attribute of a table is one of a public class, or set by its constructor."""
-    classes = [each for each in vars(sockserve).values() if isinstance(each, type)] + [sockserve.GreenletMixIn]
+    classes = [each for each in (getattr(sockserve, name) for name in sockserve.__all__) if isinstance(each, type)] + [
+        sockserve.GreenletMixIn
+    ]
     attributes = {name for each in classes for name in (*dir(each), *getattr(each, "__annotations__", ()))}
     attributes |= {"packet", "socket", "prepare_request"} | {each.__name__ for each in classes}
     attributes |= set(sockserve._in_greenlets)

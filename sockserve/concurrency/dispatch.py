@@ -68,6 +68,9 @@ class Dispatcher(Protocol):
         ...
 
 
+Dispatcher.__module__ = "sockserve"
+
+
 class WaitingForWorkersMixIn:
     """Makes ``server_close()`` wait for those who serve requests."""
 
@@ -125,6 +128,8 @@ class WaitingForWorkersMixIn:
 
 class DispatchingMixIn(WaitingForWorkersMixIn):
     """Gives each request to a dispatcher. The concrete mix-ins say which."""
+
+    __module__ = "sockserve"
 
     _serving_patience = LINGER_SECONDS
 

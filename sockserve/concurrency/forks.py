@@ -191,6 +191,8 @@ class ForkingMixIn(DispatchingMixIn):
     SIGTERM means what ``drain_request()`` does.
     """
 
+    __module__ = "sockserve"
+
     timeout: float | None = 300
     """Kept for programs that read it; ``handle_request()`` obeys a ``timeout`` that a subclass or instance sets."""
 

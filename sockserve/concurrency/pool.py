@@ -47,6 +47,8 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn):
     A class that mixes in another way to run handlers as well is refused with a TypeError.
     """
 
+    __module__ = "sockserve"
+
     # Read when serve_forever() begins.
 
     max_workers: int | None = None

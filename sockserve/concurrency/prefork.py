@@ -83,6 +83,8 @@ class PreForkMixIn:
     A class that forks for each request as well is refused with a TypeError.
     """
 
+    __module__ = "sockserve"
+
     processes: int | None = None
     """How many workers; None: as many as there are CPUs that this process may use. Read by ``serve_forever()``."""
 

@@ -17,7 +17,7 @@ from sockserve.core.active_requests import LiveRequest
 from sockserve.core.loop import Loop
 from sockserve.core.request_life import close
 
-__all__ = ["ThreadDispatcher", "ThreadingMixIn", "WorkerThreads", "interpreter_ends"]
+__all__ = ["NoThreads", "ThreadDispatcher", "ThreadingMixIn", "WorkerThreads", "interpreter_ends"]
 
 
 _numbers = itertools.count(1)
@@ -80,6 +80,16 @@ class WorkerThreads:
     def __len__(self) -> int:
         self.reap()
         return len(self._threads)
+
+
+class NoThreads:
+    """A holder of threads that keeps none, for a program that puts it in the place of ``_threads``."""
+
+    def append(self, thread: threading.Thread) -> None:
+        """Do not keep it."""
+
+    def join(self) -> None:
+        """Wait for none."""
 
 
 class _Work:
@@ -164,6 +174,8 @@ class ThreadingMixIn(DispatchingMixIn):
 
     A thread that cannot be started is an error of that request; the server goes on.
     """
+
+    __module__ = "sockserve"
 
     daemon_threads = False
     """Whether the threads are daemons, which neither ``server_close()`` nor the interpreter's end waits for."""

@@ -36,6 +36,9 @@ class ActiveRequest(NamedTuple):
     """The handler, from the moment its constructor runs; None before."""
 
 
+ActiveRequest.__module__ = "sockserve"
+
+
 class RemoteWorker(Protocol):
     """Another process that serves a request."""
 
@@ -71,6 +74,8 @@ class ParkingPlace(Protocol):
 
 class LiveRequest:
     """A request in progress as the server itself sees it; observers read it, and write nothing."""
+
+    __module__ = "sockserve"
 
     state: str
     """Where in its life it is, in the words of ``ActiveRequest.state``."""

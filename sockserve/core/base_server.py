@@ -8,8 +8,6 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias
 
-from typing_extensions import TypeVar
-
 from sockserve.core.accept_failures import accept_failed, end_taken
 from sockserve.core.accepting import Acceptor, needs_no_poll
 from sockserve.core.active_requests import ActiveRequest, LiveRequest, table_of
@@ -21,6 +19,7 @@ from sockserve.core.lifecycle import CUT_GRACE, Drained, Lifecycle
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import begin, cut_others, drain_one, serve, take, take_again, takes_record, unprepared
+from sockserve.core.type_parameters import TypeVar, filled_up
 from sockserve.errors import HandshakeError, ServerClosedError
 from sockserve.log import log
 from sockserve.net.accept_errors import judge
@@ -74,6 +73,8 @@ class BaseServer(Generic[RequestT, AddressT]):
     Class attributes that may be overridden: ``timeout``, ``observers``, ``drain_timeout``.
     """
 
+    __module__ = "sockserve"
+
     timeout: float | None = None
     """Seconds that ``handle_request()`` waits for a request; None: without limit. ``serve_forever()`` ignores it."""
 
@@ -93,6 +94,11 @@ class BaseServer(Generic[RequestT, AddressT]):
 
     server_address: Any
     RequestHandlerClass: HandlerFactory
+
+    if sys.version_info < (3, 13) and not TYPE_CHECKING:
+
+        def __class_getitem__(cls, arguments: Any) -> Any:
+            return super().__class_getitem__(filled_up(cls, arguments))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

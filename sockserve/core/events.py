@@ -33,6 +33,8 @@ class Observer:
     is logged and changes nothing for the request.
     """
 
+    __module__ = "sockserve"
+
     def on_wait(self, server: Any, reason: str | None) -> None:
         """Accepting pauses because of ``reason`` ("full", "back off", "suspended"), or goes on (None)."""
 
@@ -103,6 +105,8 @@ class Events:
 class LogObserver(Observer):
     """Says in the log what an operator needs to hear: pauses, and accepts that failed."""
 
+    __module__ = "sockserve"
+
     def on_wait(self, server: Any, reason: str | None) -> None:
         """One DEBUG line."""
         log.debug("%s: %s", server, f"accepting pauses: {reason}" if reason else "accepting goes on")
@@ -129,6 +133,8 @@ class Counters(Observer):
     handshake said no), ``failed`` (an error was reported) or ``handled`` (also when the peer left early); until then it
     is ``active``.
     """
+
+    __module__ = "sockserve"
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import socket
+import sys
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, cast
-
-from typing_extensions import TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast
 
 from sockserve.core.active_requests import ActiveRequests
 from sockserve.core.base_server import AddressT, BaseServer, RequestT
 from sockserve.core.streams import StreamReader, UnbufferedReader, open_reader, open_writer
+from sockserve.core.type_parameters import TypeVar, filled_up
 from sockserve.log import log
 from sockserve.net.departure import cannot_be_answered
 from sockserve.net.tls import is_tls, recv_beneath
@@ -34,11 +34,18 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
     Subscript it to get their types: ``class H(BaseRequestHandler[MyServer, socket.socket])``.
     """
 
+    __module__ = "sockserve"
+
     request: RequestT
     client_address: AddressT
     server: ServerT
 
     _handle_raised = False
+
+    if sys.version_info < (3, 13) and not TYPE_CHECKING:
+
+        def __class_getitem__(cls, arguments: Any) -> Any:
+            return super().__class_getitem__(filled_up(cls, arguments))
 
     def __init__(self, request: RequestT, client_address: AddressT, server: ServerT) -> None:
         self.request = request
@@ -155,6 +162,8 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
     ``rfile`` stays usable after a time-out, and loses nothing that had arrived before it.
     """
 
+    __module__ = "sockserve"
+
     rbufsize: ClassVar[int] = -1
     """Size of ``rfile``'s buffer in bytes; -1: the default size, 0: none."""
 
@@ -235,6 +244,8 @@ class DatagramRequestHandler(BaseRequestHandler[ServerT, "tuple[bytes, socket.so
     Sending never waits: an answer that its client has no room for, or that cannot reach it, is dropped with a line at
     DEBUG.
     """
+
+    __module__ = "sockserve"
 
     rfile: io.BytesIO
     wfile: io.BytesIO

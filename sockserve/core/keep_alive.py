@@ -25,6 +25,8 @@ class HTTPKeepAliveMixIn:
     if the body has not arrived when its headers end, and while the server drains or stops.
     """
 
+    __module__ = "sockserve"
+
     # The standard library's handlers have none of these; what they do with a connection they do with its files too.
     _asked_to_keep_open: bool | None = None
     keep_open = BaseRequestHandler.__dict__["keep_open"]

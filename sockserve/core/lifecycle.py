@@ -38,6 +38,9 @@ class Drained(NamedTuple):
     """Requests whose connection was cut because the time was up."""
 
 
+Drained.__module__ = "sockserve"
+
+
 class Stay(Protocol):
     """A server's stay in a loop."""
 

@@ -6,14 +6,13 @@ import socket
 import sys
 from typing import Any
 
-from typing_extensions import TypeVar
-
 from sockserve.core.accepting import drains
 from sockserve.core.active_requests import table_of
 from sockserve.core.aftercare import let_linger
 from sockserve.core.base_server import AddressT, BaseServer, HandlerFactory
 from sockserve.core.deferral import Deferral
 from sockserve.core.replaced import successor
+from sockserve.core.type_parameters import TypeVar
 from sockserve.errors import DatagramTruncatedError
 from sockserve.net.address import with_zone
 from sockserve.net.closing import end_input, half_close
@@ -44,6 +43,8 @@ class TCPServer(BaseServer[StreamT, AddressT]):
     Beside BaseServer's, class attributes that may be overridden: ``address_family``, ``socket_type``,
     ``request_queue_size``, ``allow_reuse_address``, ``allow_reuse_port``, ``handshake_timeout``, ``socket_mode``.
     """
+
+    __module__ = "sockserve"
 
     address_family: int = socket.AF_INET
     socket_type: int = socket.SOCK_STREAM
@@ -203,6 +204,8 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
     Class attributes that may be overridden, beside TCPServer's: ``max_packet_size``.
     """
 
+    __module__ = "sockserve"
+
     socket_type: int = socket.SOCK_DGRAM
 
     # For datagrams it would let a second server share the port, and take half of the requests.
@@ -260,9 +263,13 @@ if _HAS_UNIX:
     class UnixStreamServer(TCPServer[StreamT, AddressT]):
         """Serves connections of a Unix stream socket, at a path or an abstract name (NUL and more)."""
 
+        __module__ = "sockserve"
+
         address_family = socket.AF_UNIX
 
     class UnixDatagramServer(UDPServer[AddressT]):
         """Serves Unix datagrams; a client without a name has an empty ``client_address`` and gets no answer."""
+
+        __module__ = "sockserve"
 
         address_family = socket.AF_UNIX

@@ -7,7 +7,6 @@ Rule 3. Reading a text opens no socket, asks no resolver and touches no file.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import socket
@@ -33,8 +32,7 @@ _HOST_NAME = re.compile("[A-Za-z0-9._-]+")
 _ZONE = re.compile("[A-Za-z0-9._~-]+")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """What a text says; ``str()`` gives the text back."""
 
     scheme: str

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import TypeIs
-
 from sockserve.errors import HandshakeError
 from sockserve.seconds import limit_of, socket_limit_of
 
 if TYPE_CHECKING:
     import ssl
+
+    from typing_extensions import TypeIs
 
 SHORTEST = 0.001
 """Seconds that a handshake gets at least: a limit of 0 refuses whatever is not there at once."""

@@ -13,18 +13,21 @@ import contextlib
 import errno
 import mmap
 import os
-import pathlib
 import socket
 import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
 
 from sockserve.errors import AddressError
 
 if sys.platform != "win32":
     import fcntl
+
+if TYPE_CHECKING:
+    import pathlib
 
 __all__ = ["BoundPath", "bind_unix"]
 
@@ -200,6 +203,9 @@ def bind_unix(
         return None
     if b"\0" in raw:
         raise AddressError(f"a Unix socket's path cannot contain a NUL: {name!r}")
+    # Most servers have no path, and shall not pay for the import.
+    import pathlib  # noqa: PLC0415
+
     path = pathlib.Path(os.fsdecode(raw))
     if not path.is_absolute():
         path = pathlib.Path.cwd() / path

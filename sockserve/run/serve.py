@@ -134,6 +134,9 @@ def serve(
     return counters
 
 
+serve.__module__ = "sockserve"
+
+
 def _serve_here(
     servers: Sequence[AnyServer],
     model: str,
