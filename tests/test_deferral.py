@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from handlers import handlers
 from injection.interrupts import Interrupt
+from under_test import LIMIT
 
 import sockserve
+from sockserve.concurrency.shared_poller import _LeaderPoller
 from sockserve.core.deferral import Deferral, get_handler, set_handler
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
@@ -264,6 +266,33 @@ def test_a_wake_up_for_which_there_is_no_memory_is_sent_again(failures: int, mon
         monkeypatch.undo()
         assert not left
         assert loop._wake_reader.recv(10) == b"\0"
+
+
+@pytest.mark.parametrize("verb", ["recv", "send"])
+def test_a_pool_without_epoll_hears_what_there_was_no_memory_for(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait without limit ends, although the kernel had no memory at first for its byte, or to read it."""
+    left = [OSError(12, "Cannot allocate memory")]
+    call = getattr(socket.socket, verb)
+
+    def call_perhaps(sock: socket.socket, data: Any) -> Any:
+        if left:
+            raise left.pop()
+        return call(sock, data)
+
+    ours, theirs = socket.socketpair()
+    poller = _LeaderPoller()
+    with ours, theirs:
+        theirs.sendall(b"1")
+        waiting = threading.Thread(target=lambda: found.extend(poller.poll(LIMIT, 1)))
+        found: list[tuple[int, int]] = []
+        waiting.start()
+        monkeypatch.setattr(socket.socket, verb, call_perhaps)
+        poller.arm(ours.fileno())
+        waiting.join()
+        monkeypatch.undo()
+        assert found == [(ours.fileno(), 0)]
+        assert not left
+    poller.close()
 
 
 def test_a_timer_that_is_not_due_wakes_no_loop_in_the_main_thread() -> None:

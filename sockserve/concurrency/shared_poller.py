@@ -149,11 +149,18 @@ class _LeaderPoller:
                 has_looked = True
                 for key, _ in self._selector.select(remaining):
                     if key.fileobj is self._wake_reader:
-                        self._wake_reader.recv(4096)
+                        self._drain_wake_ups()
                     else:
                         self._ready.append(key.fd)
         finally:
             self._leading.release()
+
+    def _drain_wake_ups(self) -> None:
+        try:
+            self._wake_reader.recv(4096)
+        except OSError:
+            # No memory just now (ENOMEM): the next wait tells again.
+            pass
 
     def _make_changes(self) -> None:
         while self._changes:
@@ -196,11 +203,7 @@ class _LeaderPoller:
         self._wake()
 
     def _wake(self) -> None:
-        try:
-            self._wake_writer.send(b"\0")
-        except OSError:
-            # A full buffer wakes as well; a closed one has nobody to wake.
-            pass
+        send_wake_up(self._wake_writer)
 
     def close(self) -> None:
         self._selector.close()
