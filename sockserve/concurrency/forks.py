@@ -32,6 +32,7 @@ from sockserve.concurrency.children import (
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.core.accepting import needs_no_poll
 from sockserve.core.active_requests import LiveRequest
+from sockserve.core.deferral import Deferral
 from sockserve.core.events import Events
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
@@ -121,15 +122,19 @@ class ForkDispatcher:
 
     def reap_all(self) -> None:
         """As ``reap()``, also those whose end will wake the loop."""
-        for child in list(self.children.values()):
-            self._reap_one(child)
+        if self.children:
+            with Deferral():
+                for child in list(self.children.values()):
+                    self._reap_one(child)
 
     def _reap_one(self, child: Child) -> None:
-        if child.reap():
-            self.children.pop(child.pid, None)
-            if self.loop is not None and child.pidfd is not None:
-                self.loop.unwatch(child.pidfd)
-            child.close()
+        # An exit status is to be had once: what it means is told, and the child forgotten, with it.
+        with Deferral():
+            if child.reap():
+                self.children.pop(child.pid, None)
+                if self.loop is not None and child.pidfd is not None:
+                    self.loop.unwatch(child.pidfd)
+                child.close()
 
     def full(self) -> bool:
         return len(self.children) >= self._max_children()
