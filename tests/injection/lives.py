@@ -101,6 +101,7 @@ class Clients:
                 return False
             finally:
                 self._open = None
+                hang_up(client)
             return not self._is_over
 
     def end(self) -> None:
@@ -108,8 +109,7 @@ class Clients:
         self._is_over = True
         client = self._open
         if client is not None:
-            with contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)
+            hang_up(client)
 
     def visit(self, injection: Injection | None) -> None:
         """Two that talk; then, as long as the server runs, one more has to be answered after what has failed."""
@@ -119,6 +119,12 @@ class Clients:
             return
         if not any(self.talk(b"last\n") for _ in range(3)) and not self._is_over:
             self._findings.append("no client is answered any more")
+
+
+def hang_up(client: socket.socket) -> None:
+    """End a client's connection, also if a child of the server has a copy of its socket, made by fork(2)."""
+    with contextlib.suppress(OSError):
+        client.shutdown(socket.SHUT_RDWR)
 
 
 def serve(injection: Injection, model: str, findings: Findings) -> None:
@@ -230,6 +236,7 @@ def stop(injection: Injection, model: str, findings: Findings) -> None:
             except Exception as error:
                 findings.append(f"a verb raised {error!r}")
     # Without a drain the end waits for it.
+    hang_up(busy)
     busy.close()
     last = threading.Thread(target=server.shutdown, name="last", daemon=True)
     last.start()

@@ -48,7 +48,7 @@ class Run:
 
     def all(self, group: Trial) -> None:
         """Try every place of a group, or every n-th."""
-        for number in itertools.count(1, self.options.step):
+        for number in itertools.count(self.options.number or 1, self.options.step):
             if self.is_over() or not self.try_out(group._replace(number=number)).place:
                 return
 
@@ -79,12 +79,12 @@ def main(arguments: list[str] | None = None) -> int:
         if kind in kinds_of(life)
     ]
     run = Run(options)
-    if options.number is not None:
-        for group in groups:
-            run.try_out(group._replace(number=options.number))
-    elif options.all:
+    if options.all:
         for group in groups:
             run.all(group)
+    elif options.number is not None:
+        for group in groups:
+            run.try_out(group._replace(number=options.number))
     else:
         source.shuffle(groups)
         run.sample(groups, source)
@@ -104,7 +104,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--life", action="append", choices=[*LIVES], help="only this one; may be given again")
     parser.add_argument("--kind", action="append", choices=KINDS, help="only this one; may be given again")
     parser.add_argument("--seed", type=int, help="repeats a sample")
-    parser.add_argument("--number", type=int, help="the one place or call to try")
+    parser.add_argument("--number", type=int, help="the one place or call to try; with --all: the first")
     parser.add_argument("--all", action="store_true", help="every place, instead of a sample")
     parser.add_argument("--step", type=int, default=1, metavar="N", help="with --all: every n-th place only")
     parser.add_argument("--tries", type=int, default=200, help="how many a sample has")
