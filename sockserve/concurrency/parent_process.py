@@ -11,7 +11,7 @@ import select
 import socket
 
 from sockserve.concurrency.children import open_pidfd
-from sockserve.core.loop import wait_readable
+from sockserve.core.poller import wait_readable
 
 __all__ = ["ParentProcess"]
 

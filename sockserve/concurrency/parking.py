@@ -20,7 +20,7 @@ from typing import Any
 
 from sockserve.concurrency.shared_poller import SharedPoller
 from sockserve.core.active_requests import LiveRequest
-from sockserve.core.loop import wait_readable
+from sockserve.core.poller import wait_readable
 from sockserve.core.request_life import resume
 from sockserve.log import log
 from sockserve.net.closing import end_input

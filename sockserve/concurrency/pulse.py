@@ -95,6 +95,13 @@ class Pulse:
             if self._loop is not None:
                 self._loop.unwatch(port)
 
+    def let_others_look(self, worker: Worker) -> None:
+        """One accepts no more: see whether a client waits that it was woken for."""
+        # For one connection one worker is woken (EPOLLEXCLUSIVE): this one may have been, and have taken it no more.
+        for other in self._workers.values():
+            if other is not worker and not other.has_stopped:
+                other.tell(LOOK)
+
     def _watch_ports(self, loop: Loop) -> None:
         if not self._ports:
             self._ports = [port for port in self._service.ports() if port >= 0]

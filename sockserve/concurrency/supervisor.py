@@ -29,13 +29,13 @@ from sockserve.concurrency.worker_terms import (
     CUTS,
     ENOUGH,
     LEAVE,
-    LOOK,
     READY,
     STOPPED,
     Orders,
     choose_dump_signal,
     with_jitter,
 )
+from sockserve.core.deferral import Deferral
 from sockserve.core.events import Counters
 from sockserve.core.frugal_loop import host_somehow
 from sockserve.core.loop import Loop, Timer
@@ -80,11 +80,8 @@ class Supervisor:
         self._is_to_drain = self._has_drained = False
         self._is_to_stop: Callable[[], bool] = _no
         self._is_suspended: Callable[[], bool] = _no
-        self._is_stopping = False
+        self._is_stopping = self._is_ending = self._stays_empty = self._until_empty = False
         self._asked_steps: Sequence[Step] | None = None
-        self._is_ending = False
-        self._stays_empty = False
-        self._until_empty = False
         self._error: CrashLoopError | None = None
         self._places.failures = 0
         self._pause: Timer | None = None
@@ -154,6 +151,9 @@ class Supervisor:
         """
         self._begin()
         self._is_to_stop, self._is_suspended = is_to_stop, is_suspended
+        if any(worker.is_ready and not worker.is_leaving for worker in self.workers.values()):
+            # Of a run that an exception ended.
+            self._service.serves()
         self._host(loop)
         if self._error is not None:
             raise self._error
@@ -163,42 +163,51 @@ class Supervisor:
         if self.pid != os.getpid():
             return
         with self._ends:
-            if self.workers:
-                self._end(steps)
-
-    def _end(self, steps: Sequence[Step]) -> None:
-        self._asked_steps = steps
-        try:
-            host_somehow(functools.partial(self._host, until_empty=True))
-        except BaseException:
-            self._is_ending = True
-            for worker in list(self.workers.values()):
-                worker.child.cut()
-                while worker.child.pid in self.workers and not worker.child.reap():
-                    worker.has_ended(waits=True)
-            raise
+            if not self.workers:
+                return
+            self._asked_steps = steps
+            try:
+                host_somehow(functools.partial(self._host, until_empty=True))
+            except BaseException:
+                self._is_ending = True
+                with Deferral():
+                    for worker in list(self.workers.values()):
+                        worker.child.cut()
+                        while worker.child.pid in self.workers and not worker.child.reap():
+                            worker.has_ended(waits=True)
+                raise
 
     def _host(self, loop: Loop, *, until_empty: bool = False) -> None:
-        self._loops.append(loop)
-        is_outer, self._until_empty = self._until_empty, until_empty
-        try:
-            loop.add(self)
-            for worker in self.workers.values():
-                self._watch(worker)
-                if worker.is_leaving and self._asked_steps is None:
-                    # Of an earlier run, whose timers are gone.
-                    self._press(worker, retire_within(self._settings.drain_timeout))
-            self._pulse.look(loop)
-            loop.run()
-        finally:
-            self._pulse.rest()
-            for worker in self.workers.values():
-                self._unwatch(worker, loop)
-            loop.remove(self)
-            self._loops.remove(loop)
-            self._until_empty = is_outer
-            if self._loops:
-                self._pulse.look(self._loops[-1])
+        # What a turn does is whole for the next loop, whatever a signal handler raises: its time is the wait.
+        with Deferral() as signals:
+            loop.lift_waits(signals)
+            self._loops.append(loop)
+            is_outer, self._until_empty = self._until_empty, until_empty
+            try:
+                self._begin_to_host(loop)
+                loop.run()
+            finally:
+                self._pulse.rest()
+                for worker in self.workers.values():
+                    self._unwatch(worker, loop)
+                loop.remove(self)
+                self._loops.remove(loop)
+                self._until_empty = is_outer
+                self._pause = None
+                if self._loops:
+                    self._pulse.look(self._loops[-1])
+
+    def _begin_to_host(self, loop: Loop) -> None:
+        loop.add(self)
+        for worker in self.workers.values():
+            self._watch(worker)
+            # Timers of another loop are gone.
+            worker.is_hung = False
+            if worker.is_ready and not worker.is_settled:
+                loop.call_later(SETTLED, functools.partial(self._has_settled, worker))
+            if worker.is_leaving and self._asked_steps is None:
+                self._press(worker, retire_within(self._settings.drain_timeout))
+        self._pulse.look(loop)
 
     def before_wait(self) -> None:
         """Do what was asked for since."""
@@ -364,17 +373,11 @@ class Supervisor:
             self._pulse.look(self._loops[-1])
         if STOPPED[0] in told:
             worker.has_stopped = True
-            self._let_others_look(worker)
+            self._pulse.let_others_look(worker)
             if not worker.is_leaving:
                 # Somebody else told it so: SIGTERM.
                 self._places.forget(worker)
                 self._press(worker, retire_within(self._settings.drain_timeout))
-
-    def _let_others_look(self, worker: Worker) -> None:
-        # For one connection one worker is woken (EPOLLEXCLUSIVE): this one may have been, and have taken it no more.
-        for other in self.workers.values():
-            if other is not worker and not other.has_stopped:
-                other.tell(LOOK)
 
     def _is_ready(self, worker: Worker) -> None:
         worker.is_ready = True
@@ -406,7 +409,7 @@ class Supervisor:
         worker.page.add_to(self.counters)
         how = worker.how_it_ended(status) + (f", with {counted(active, 'request')} in progress" if active else "")
         worker.close()
-        self._let_others_look(worker)
+        self._pulse.let_others_look(worker)
         self._places.forget(worker)
         was_killed = status == -signal.SIGKILL and not worker.is_hung
         if worker.is_leaving or self._is_ending:

@@ -6,7 +6,8 @@ import functools
 import time
 from typing import Any
 
-from sockserve.core.loop import Loop, wait_readable
+from sockserve.core.loop import Loop
+from sockserve.core.poller import wait_readable
 from sockserve.net.lingering import SWEEP_SECONDS, Lingering, lingering_of
 
 __all__ = ["let_linger", "wait_for_request"]

@@ -27,9 +27,9 @@ from sockserve.core.taken_signals import give_wakeup_back, take_wakeup, take_wak
 from sockserve.core.timer import Timer
 from sockserve.core.wake_up import send_wake_up
 from sockserve.errors import AlreadyServingError
-from sockserve.seconds import LONGEST_WAIT, limit_of, socket_limit_of
+from sockserve.seconds import LONGEST_WAIT
 
-__all__ = ["INPUT", "OUTPUT", "Loop", "Source", "Timer", "wait_readable"]
+__all__ = ["INPUT", "OUTPUT", "Loop", "Source", "Timer"]
 
 INPUT = 1
 OUTPUT = 4
@@ -224,6 +224,12 @@ class Loop:
                     give_wakeup_back(self._wakeup)
                 self._wakeup = lent_before
                 self.thread = claimed_by
+
+    def lift_waits(self, signals: Deferral) -> None:
+        """Let the handlers of signals that are deferred otherwise run in each wait of this loop, from now on."""
+        poll = self._poller.poll
+        # The turn is whole then: what is ready is told again, should a handler raise.
+        self._poller.poll = lambda timeout: signals.lifted(lambda: poll(timeout))  # type: ignore[method-assign]
 
     def close(self) -> None:
         """Make every source leave and close the loop's own descriptors. Idempotent."""
@@ -433,17 +439,3 @@ class SelectorPoller:
 def _open_poller() -> Poller:
     # Looked up now and not at import: gevent and eventlet take epoll away, early or late.
     return _EpollPoller() if hasattr(select, "epoll") else SelectorPoller()
-
-
-def wait_readable(fd: int, timeout: float | None) -> bool:
-    """Wait until a descriptor is readable, at most ``timeout`` seconds (None: without limit); say whether it is.
-
-    A signal does not shorten or lengthen the wait (PEP 475); an exception of its Python handler propagates.
-    """
-    limit = socket_limit_of(limit_of(timeout))
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        return bool(poll.poll(None if limit is None else limit * 1000))
-    readable, _, _ = select.select([fd], [], [], limit)
-    return bool(readable)

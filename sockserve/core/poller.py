@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import select
 from typing import Protocol
 
-__all__ = ["Poller"]
+from sockserve.seconds import limit_of, socket_limit_of
+
+__all__ = ["Poller", "wait_readable"]
 
 
 class Poller(Protocol):
@@ -24,3 +27,17 @@ class Poller(Protocol):
     def poll(self, timeout: float | None) -> list[tuple[int, int]]: ...
 
     def close(self) -> None: ...
+
+
+def wait_readable(fd: int, timeout: float | None) -> bool:
+    """Wait until a descriptor is readable, at most ``timeout`` seconds (None: without limit); say whether it is.
+
+    A signal does not shorten or lengthen the wait (PEP 475); an exception of its Python handler propagates.
+    """
+    limit = socket_limit_of(limit_of(timeout))
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(None if limit is None else limit * 1000))
+    readable, _, _ = select.select([fd], [], [], limit)
+    return bool(readable)
