@@ -190,7 +190,7 @@ def test_a_loop_that_cannot_be_made_leaves_no_descriptor(failing: str, monkeypat
     elif failing == "setblocking":
         monkeypatch.setattr("socket.socket.setblocking", fail)
     elif failing == "epoll":
-        monkeypatch.setattr("sockserve.core.loop._open_poller", fail)
+        monkeypatch.setattr("sockserve.core.loop.open_poller", fail)
     else:
         monkeypatch.setattr(Loop, "watch", fail)
     with pytest.raises(OSError, match="Too many"):

@@ -74,5 +74,5 @@ def test_workers_end_well_when_there_is_no_descriptor_left(refused: str, monkeyp
     if refused == "socketpair":
         monkeypatch.setattr("socket.socketpair", refuse)
     else:
-        monkeypatch.setattr("sockserve.core.loop._open_poller", refuse)
+        monkeypatch.setattr("sockserve.core.loop.open_poller", refuse)
     server.server_close()

@@ -21,9 +21,9 @@ from under_test import LIMIT
 import sockserve
 from sockserve.concurrency import hub as hub_module
 from sockserve.concurrency.hub import Hub
-from sockserve.core import loop as loop_module
 from sockserve.core.loop import OUTPUT, Loop
 from sockserve.core.one_shot import OneShot
+from sockserve.core.poller import EpollPoller
 from sockserve.greenlets import run_in_thread, sleep
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask
@@ -110,14 +110,14 @@ class NoRoom:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fails: Callable[[int, int], bool] = lambda *_: False
-        real = loop_module._EpollPoller.arm
+        real = EpollPoller.arm
 
         def arm(poller: Any, fd: int, events: int) -> None:
             if self.fails(fd, events):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             real(poller, fd, events)
 
-        monkeypatch.setattr(loop_module._EpollPoller, "arm", arm)
+        monkeypatch.setattr(EpollPoller, "arm", arm)
 
     def once(self, wanted: Callable[[int, int], bool]) -> None:
         """Fail the next call that this is true of."""

@@ -20,7 +20,8 @@ from under_test import LIMIT
 from waiting import wait_until
 
 import sockserve
-from sockserve.core.loop import Loop, wait_readable
+from sockserve.core.loop import Loop
+from sockserve.core.poller import wait_readable
 from sockserve.testing import ask, call_within
 
 LOOPBACK = ("127.0.0.1", 0)

@@ -15,8 +15,9 @@ from under_test import LIMIT
 from waiting import wait_until
 
 import sockserve
-from sockserve.core.loop import Loop, wait_readable
+from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
+from sockserve.core.poller import wait_readable
 from sockserve.pytest_plugin import Running
 from sockserve.run.command_line import read_arguments
 from sockserve.seconds import LONGEST_WAIT, limit_of, socket_limit_of

@@ -52,10 +52,7 @@ class Coordinator(Acceptor):
         self._watch_lock = threading.RLock()
         self._failures: collections.deque[tuple[BaseException, Verdict]] = collections.deque()
         # May raise; what is opened below has an owner from then on.
-        settings = server._serving_pool_settings()  # noqa: SLF001 - the mix-in's own
-        self._poller = open_shared_poller()
-        self.lot = ParkingLot(server, self._poller, loop.wake)
-        self.pool = Pool(settings, self._poller, server._serving_threads, self.lot, loop.wake)  # noqa: SLF001 - as above
+        self._open_pool(server, loop)
         self._silence: Timer | None = None
         self._busy: Timer | None = None
         self._served = 0
@@ -74,8 +71,17 @@ class Coordinator(Acceptor):
             self._end_pool()
             raise
 
+    def _open_pool(self, server: Any, loop: Loop) -> None:
+        settings = server._serving_pool_settings()  # noqa: SLF001 - the mix-in's own
+        self._poller = open_shared_poller()
+        self.lot = ParkingLot(server, self._poller, loop.wake)
+        self.pool = Pool(settings, self._poller, server._serving_threads, self.lot, loop.wake)  # noqa: SLF001 - as above
+
     def _take_over_listener(self) -> None:
         super()._take_over_listener()
+        self._begin_pool()
+
+    def _begin_pool(self) -> None:
         take = self.server._handle_request_noblock  # noqa: SLF001 - stdlib's name for one request
         batch = min(self._batch, BATCH)
         self.pool.begin(
@@ -83,9 +89,17 @@ class Coordinator(Acceptor):
         )
         vars(self.server)["_serving_pool"] = self.pool
         self.table.lot = self.lot
+        self.pool.when_lost = self._lose_pool
         # Without this one there is no service; without the others there is.
         self.pool.start_worker()
         self._start_workers()
+
+    def _lose_pool(self) -> None:
+        # In a forked child; another thread may have held the lock.
+        self._watch_lock = threading.RLock()
+        self._failures.clear()
+        self.watching = False
+        self.table.lot = None
 
     def _make_counter(self) -> Callable[[], int] | None:
         return None if self._count_waiting is None else counter_of(self.listener)
@@ -100,6 +114,10 @@ class Coordinator(Acceptor):
             self._errors += len(self._failures)
             self._failures.clear()
             super().failed(error, verdict)
+        if self.pool.is_lost and not self.stop_requested:
+            # This process was forked by the loop's thread, or before the loop ran: it needs threads of its own.
+            self._open_pool(self.server, self.loop)
+            self._begin_pool()
         super().before_wait()
         if self._retires and not self._left:
             self._leave_after_the_last()

@@ -332,6 +332,13 @@ class ParkingLot:
             self.serve_later()
         self.end_unheard()
 
+    def forked(self) -> None:
+        """In a forked child: the parked are the parent's."""
+        self._is_closed = True
+        for connections in (self.parked, self.later, self.unheard, self._silent):
+            connections.clear()
+        self._claiming, self._making_room, self._limiting = threading.Lock(), threading.Lock(), threading.Lock()
+
     def close(self) -> None:
         """Park nobody any more."""
         self._is_closed = True

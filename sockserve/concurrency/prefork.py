@@ -62,6 +62,9 @@ class Stay:
         self.stop_requested = True
         self.loop.wake()
 
+    def forked(self) -> None:
+        """It is the parent's."""
+
 
 class PreForkMixIn:
     """Serves in worker processes. Write it first: ``class S(PreForkMixIn, ThreadPoolMixIn, TCPServer)``.

@@ -8,7 +8,6 @@ Rule 2. Everything but ``close()`` may be called from any thread while others wa
 from __future__ import annotations
 
 import collections
-import os
 import select
 import selectors
 import socket
@@ -62,7 +61,6 @@ class _EpollPoller:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._pid = os.getpid()
         try:
             self._end_reader, self._end_writer = socket.socketpair()
         except BaseException:
@@ -82,9 +80,6 @@ class _EpollPoller:
         self._epoll.register(fd, select.EPOLLIN | (select.EPOLLEXCLUSIVE if shared else 0))
 
     def unwatch(self, fd: int) -> None:
-        if self._pid != os.getpid():
-            # A forked child shares the set: epoll_ctl(2) here would make the parent deaf.
-            return
         try:
             self._epoll.unregister(fd)
         except (OSError, ValueError):
@@ -95,9 +90,6 @@ class _EpollPoller:
         self._epoll.register(fd, self.once)
 
     def end(self) -> None:
-        if self._pid != os.getpid():
-            # A forked child shares the pair as well, and the parent's threads would never sleep again.
-            return
         # Never read: level-triggered, it wakes each thread that waits, and each one that comes later.
         send_wake_up(self._end_writer)
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from sockserve.concurrency.parking import ParkingLot
 from sockserve.concurrency.shared_poller import INPUT, SharedPoller
 from sockserve.concurrency.threads import WorkerThreads
+from sockserve.core.forked import tell_when_forked
 from sockserve.log import log
 
 __all__ = ["Pool", "PoolSettings", "Worker"]
@@ -67,6 +68,23 @@ class Pool:
         self._counting = threading.Lock()
         self._users = 1
         self._helpers: dict[Callable[[], object], threading.Thread] = {}
+        self.is_lost = False
+        """Whether its threads are in the parent of this process."""
+        self.when_lost: Callable[[], object] | None = None
+        tell_when_forked(self)
+
+    def forked(self) -> None:
+        """In a forked child, where at most one of its threads is: take nothing more, as the parent waits for it."""
+        me = threading.get_ident()
+        self.is_lost = self.stopping = True
+        self.somebody_waits = False
+        self._counting = threading.Lock()
+        self._helpers.clear()
+        self.workers = {key: worker for key, worker in self.workers.items() if worker.thread.ident == me}
+        self.lot.forked()
+        self.poller.close()
+        if self.when_lost is not None:
+            self.when_lost()
 
     def begin(
         self,
@@ -208,8 +226,10 @@ class Worker:
             has_retired = self._work()
             if not has_retired:
                 pool.lot.end_all()
-        except BaseException:
-            log.exception("%s: %s dies, another worker takes its place", pool.settings.name, self.thread.name)
+        except BaseException as error:
+            # In a process that a handler forked it is the end of that process.
+            if not (pool.is_lost and isinstance(error, SystemExit)):
+                log.exception("%s: %s dies, another worker takes its place", pool.settings.name, self.thread.name)
         finally:
             if not has_retired:
                 pool.idle.pop()

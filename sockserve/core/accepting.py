@@ -401,6 +401,18 @@ class Acceptor:
         if self.listener is not None:
             self.listener.close()
 
+    def forked(self) -> None:
+        """In a child that was forked beside the loop's thread: nothing of this stay is here."""
+        self._left = self.stop_requested = True
+        self.watching = False
+        self._stop_watching = self._retry = None
+        self._is_lent = False
+        if self._receiver is not None:
+            self._receiver.close()
+        # What the thread held that is not here must not be waited for.
+        self.server.__dict__.pop("_BaseServer__is_shut_down", None)
+        self.server._serving_has_ended()  # noqa: SLF001 - as above
+
     def finish(self) -> None:
         """Let everybody go who waits for the end."""
         self.lifecycle.end()

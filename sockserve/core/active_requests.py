@@ -9,7 +9,6 @@ waiters second. So no change goes unseen.
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import threading
 import time
@@ -17,6 +16,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from sockserve.core.forked import tell_when_forked
 from sockserve.core.one_shot import OneShot
 
 __all__ = ["ActiveRequest", "ActiveRequests", "LiveRequest", "ParkingPlace", "RemoteWorker", "table_of"]
@@ -151,7 +151,7 @@ class ActiveRequests:
         """Where those that come in now may be parked."""
         # Guards the change between "verify" or "dispatch", "kept" and being served; no verb of a server takes it.
         self._keeping = threading.Lock()
-        self._pid = os.getpid()
+        tell_when_forked(self)
 
     def add(self, request: Any, client_address: Any, events: Any = None) -> LiveRequest:
         """Enter a request that was just accepted; ``events`` goes with it: its observers hear the whole of its life."""
@@ -210,7 +210,6 @@ class ActiveRequests:
 
     def keep_only(self, live: LiveRequest) -> None:
         """Forget all others, and whoever waits: this process is a child that has nothing to do with them."""
-        self._pid = os.getpid()
         self.watchers.clear()
         self.by_id = {live.key: live}
 
@@ -222,8 +221,6 @@ class ActiveRequests:
 
     def all(self) -> list[LiveRequest]:
         """Those in progress now, oldest first."""
-        if self._pid != os.getpid():
-            self._forget_the_parents()
         # copy() is atomic, iteration is not.
         found = self.by_id.copy().values()
         for live in found:
@@ -236,10 +233,10 @@ class ActiveRequests:
             if self.by_id.get(live.key) is live and ((kept := live.kept) is None or _is_open(kept()))
         ]
 
-    def _forget_the_parents(self) -> None:
-        # In a forked child: a cut or a drain here would reach clients that the parent serves.
-        self._pid = os.getpid()
+    def forked(self) -> None:
+        """In a forked child: keep what the forking thread serves; a cut of others would reach the parent's clients."""
         self.watchers.clear()
+        self._keeping = threading.Lock()
         self.by_id = {key: live for key, live in self.by_id.copy().items() if live.is_callers_own()}
 
     def others(self) -> list[LiveRequest]:

@@ -201,7 +201,7 @@ class BaseServer(Generic[RequestT, AddressT]):
 
     def _serving_has_ended(self) -> None:
         self._serving_acceptor = None
-        self.__is_shut_down.set()
+        vars(self).setdefault("_BaseServer__is_shut_down", threading.Event()).set()
 
     @needs_no_poll
     def service_actions(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import selectors
 from collections.abc import Callable
 
-from sockserve.core.loop import Loop, SelectorPoller, Source
-from sockserve.core.poller import Poller
+from sockserve.core.loop import Loop, Source
+from sockserve.core.poller import Poller, SelectorPoller
 
 __all__ = ["FrugalLoop", "host_somehow"]
 
@@ -37,6 +37,9 @@ class FrugalLoop(Loop):
 
     def _take_wakeup(self) -> tuple[int, int] | None:
         return None
+
+    def _stop_hearing(self) -> None:
+        pass
 
     def _close_wake_pair(self) -> None:
         pass

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from sockserve.core.active_requests import ActiveRequests, LiveRequest
+from sockserve.core.forked import tell_when_forked
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.seconds import limit_of
@@ -56,6 +57,9 @@ class Stay(Protocol):
     def listener_closes(self) -> None:
         """``server_close()`` is about to close the listener. From any thread."""
 
+    def forked(self) -> None:
+        """In a child that was forked beside the thread whose stay it is."""
+
 
 class Lifecycle:
     """One server's flags, its stay in a loop if there is one, and the events that wait for them."""
@@ -71,6 +75,20 @@ class Lifecycle:
         self.when_serving: Callable[[], object] | None = None
         """Called when this process begins to serve: a stay in a loop, or one request without."""
         self._stop_at_start = False
+        self._claim = threading.Lock()
+        # Before the loop, which forgets the thread that ran it.
+        tell_when_forked(self, first=True)
+
+    def forked(self) -> None:
+        """In a forked child: nothing of the server is being served here, unless it is by the thread that forked."""
+        acceptor = self.acceptor
+        if acceptor is not None:
+            if acceptor.loop.thread in (None, threading.get_ident()):
+                return
+            self.draining = False
+            self.acceptor = None
+            acceptor.forked()
+        self.serving = OneShot()
         self._claim = threading.Lock()
 
     def begin(self, acceptor: Stay) -> bool:

@@ -12,9 +12,6 @@ import collections
 import contextlib
 import functools
 import heapq
-import os
-import select
-import selectors
 import socket
 import threading
 import time
@@ -22,7 +19,8 @@ from collections.abc import Callable
 from typing import Protocol, Self
 
 from sockserve.core.deferral import Deferral
-from sockserve.core.poller import Poller
+from sockserve.core.forked import tell_when_forked
+from sockserve.core.poller import INPUT, OUTPUT, Poller, PollerToCome, open_poller
 from sockserve.core.taken_signals import give_wakeup_back, take_wakeup, take_wakeup_again
 from sockserve.core.timer import Timer
 from sockserve.core.wake_up import send_wake_up
@@ -30,11 +28,6 @@ from sockserve.errors import AlreadyServingError
 from sockserve.seconds import LONGEST_WAIT
 
 __all__ = ["INPUT", "OUTPUT", "Loop", "Source", "Timer"]
-
-INPUT = 1
-OUTPUT = 4
-"""What an armed descriptor may be ready for: EPOLLIN and EPOLLOUT of epoll(7), also where there is no epoll. Any other
-number in a mask says that the connection ended or broke."""
 
 LONGEST_DEAFNESS = 0.05
 """Seconds of the first wait after something was called, which may have taken the signals' wake-up descriptor away: to
@@ -75,6 +68,7 @@ class Loop:
         self._callbacks: list[Callable[[int], object] | None] = []
         # Of the others, which are all armed, only INPUT is wanted, or OUTPUT too: few of either kind.
         self._watched: set[int] = set()
+        self._shared: set[int] = set()
         self._wants_output: set[int] = set()
         self._told_in_part = self._is_running = False
         self._after_wait: collections.deque[Callable[[], object]] = collections.deque()
@@ -96,6 +90,7 @@ class Loop:
         except BaseException:
             self.abandon()
             raise
+        tell_when_forked(self)
 
     def _open(self) -> Poller:
         # A socket pair and not a pipe: select() on Windows takes nothing but sockets.
@@ -103,7 +98,7 @@ class Loop:
         try:
             self._wake_reader.setblocking(False)
             self._wake_writer.setblocking(False)
-            return _open_poller()
+            return open_poller()
         except BaseException:
             self._close_wake_pair()
             raise
@@ -129,6 +124,10 @@ class Loop:
         """
         self._set_callback(fd, lambda _: callback())
         self._watched.add(fd)
+        if shared:
+            self._shared.add(fd)
+        else:
+            self._shared.discard(fd)
         try:
             self._poller.register(fd, shared=shared)
         except BaseException:
@@ -250,6 +249,60 @@ class Loop:
         self._poller.close()
         self._close_wake_pair()
 
+    def forked(self) -> None:
+        """In a forked child: let go of what the kernel shares with the parent.
+
+        What the forking thread hosts here, and what is hosted in a loop that does not run, goes on in this process as
+        well, with descriptors of its own, which are opened on first use. All else stays behind with the thread that
+        runs it.
+        """
+        if self.is_closed:
+            return
+        self._stop_hearing()
+        self._poller.close()
+        self._poller = PollerToCome(self._open_anew, stays_armed=self.stays_armed)
+        # It was given back already, as each process's signals are.
+        self._wakeup = None
+        if self.thread in (None, threading.get_ident()):
+            return
+        self._sources = ()
+        self._callbacks, self._timers = [], []
+        for others in (self._watched, self._shared, self._wants_output, self._after_wait, self._soon):
+            others.clear()
+        self.thread = None
+        self._told_in_part = self._is_running = False
+
+    def _open_anew(self) -> Poller:
+        to_come, self._poller = self._poller, self._open()
+        known = list(enumerate(self._callbacks))
+        try:
+            self._begin_to_hear()
+        except BaseException:
+            self._poller.close()
+            self._close_wake_pair()
+            self._poller = to_come
+            raise
+        for fd, callback in known:
+            # Another one: its descriptor was closed without a word, and is the wake-up's here.
+            if callback is None or self._callbacks[fd] is not callback:
+                continue
+            # Closed in that way too: there is nothing to wait for.
+            with contextlib.suppress(OSError, ValueError):
+                if fd in self._watched:
+                    self._poller.register(fd, shared=fd in self._shared)
+                else:
+                    self._poller.arm(fd, INPUT | OUTPUT if fd in self._wants_output else INPUT)
+        if self._is_running and threading.current_thread() is threading.main_thread():
+            with contextlib.suppress(ValueError):
+                self._wakeup = self._take_wakeup()
+        return self._poller
+
+    def _stop_hearing(self) -> None:
+        fd = self._wake_reader.fileno()
+        self._watched.discard(fd)
+        self._drop_callback(fd)
+        self._close_wake_pair()
+
     def _close_wake_pair(self) -> None:
         self._wake_reader.close()
         self._wake_writer.close()
@@ -356,86 +409,3 @@ class Loop:
         except OSError:
             # Nothing to read; or no memory just now, and the next wait tells again.
             pass
-
-
-class _EpollPoller:
-    """epoll(7), without the objects that ``selectors`` builds for every event."""
-
-    stays_armed = True
-
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._pid = os.getpid()
-        # Retried by the interpreter with the time that remains when a signal interrupts it (PEP 475).
-        self.poll = self._epoll.poll
-
-    def register(self, fd: int, *, shared: bool = False) -> None:
-        self._epoll.register(fd, select.EPOLLIN | (select.EPOLLEXCLUSIVE if shared else 0))
-
-    def arm(self, fd: int, events: int) -> None:
-        mask = events | select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
-        try:
-            self._epoll.register(fd, mask)
-        except FileExistsError:
-            self._epoll.modify(fd, mask)
-
-    def unregister(self, fd: int) -> None:
-        if self._pid != os.getpid():
-            # A forked child shares the set: epoll_ctl(2) here would make the parent deaf.
-            return
-        try:
-            self._epoll.unregister(fd)
-        except (OSError, ValueError):
-            # Closed already: the kernel forgot it then, or our own epoll is closed.
-            pass
-
-    def close(self) -> None:
-        self._epoll.close()
-
-
-_ONCE = object()
-
-
-class SelectorPoller:
-    """The best that ``selectors`` knows of on a platform without epoll."""
-
-    stays_armed = False
-
-    def __init__(self) -> None:
-        self._selector = self.make_selector()
-
-    def make_selector(self) -> selectors.BaseSelector:
-        return selectors.DefaultSelector()
-
-    def register(self, fd: int, *, shared: bool = False) -> None:
-        self._selector.register(fd, selectors.EVENT_READ)
-
-    def arm(self, fd: int, events: int) -> None:
-        wanted = (selectors.EVENT_READ if events & INPUT else 0) | (selectors.EVENT_WRITE if events & OUTPUT else 0)
-        try:
-            self._selector.register(fd, wanted, _ONCE)
-        except KeyError:
-            self._selector.modify(fd, wanted, _ONCE)
-
-    def unregister(self, fd: int) -> None:
-        try:
-            self._selector.unregister(fd)
-        except (OSError, KeyError, ValueError):
-            pass
-
-    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
-        ready: list[tuple[int, int]] = []
-        for key, events in self._selector.select(timeout):
-            if key.data is _ONCE:
-                self.unregister(key.fd)
-            mask = INPUT if events & selectors.EVENT_READ else 0
-            ready.append((key.fd, mask | OUTPUT if events & selectors.EVENT_WRITE else mask))
-        return ready
-
-    def close(self) -> None:
-        self._selector.close()
-
-
-def _open_poller() -> Poller:
-    # Looked up now and not at import: gevent and eventlet take epoll away, early or late.
-    return _EpollPoller() if hasattr(select, "epoll") else SelectorPoller()
