@@ -251,25 +251,6 @@ def test_a_fork_that_fails_is_tried_again(
     assert worker_of(server)
 
 
-def test_a_worker_that_cannot_be_watched_is_replaced(
-    running: Running, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When the user's other programs watch as much as the kernel allows (fs.epoll.max_user_watches), nobody stays."""
-    expect_log(logging.WARNING, "worker 0 .*was killed by SIGKILL, before it was ready")
-    watch = sockserve.Loop.watch
-
-    def no_watch(loop: sockserve.Loop, fd: int, callback: Any, **kwargs: Any) -> None:
-        if getattr(callback, "args", None):
-            monkeypatch.setattr(sockserve.Loop, "watch", watch)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        watch(loop, fd, callback, **kwargs)
-
-    monkeypatch.setattr(sockserve.Loop, "watch", no_watch)
-    server = running(Two(LOOPBACK, Who))
-    assert worker_of(server)
-    wait_until(lambda: len(server._serving_supervisor.workers) == 2)
-
-
 def test_the_processes_are_the_cpus_by_default() -> None:
     """As many as this process may use."""
     assert cpu_count() == len(os.sched_getaffinity(0))

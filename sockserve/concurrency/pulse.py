@@ -15,12 +15,16 @@ from sockserve.concurrency.supervised import KILL, Worker
 from sockserve.concurrency.worker_terms import LOOK
 from sockserve.core.loop import INPUT, Loop, Timer
 from sockserve.log import Lines, log
+from sockserve.net.accept_errors import is_shortage
 
-__all__ = ["Pulse"]
+__all__ = ["WATCH_AGAIN", "Pulse"]
 
 
 GRACE = 0.05
 """Seconds that a look for hung workers comes after the first of them could hang, so that it finds it."""
+
+WATCH_AGAIN = 0.25
+"""Seconds until the next try to watch what the system had no room to watch: epoll_ctl(2), ENOSPC and ENOMEM."""
 
 STACKS_TIME = 0.5
 """Seconds that a hung worker has to tell the stacks of its threads: if that works at all it takes milliseconds."""
@@ -56,17 +60,19 @@ class Pulse:
             return
         self._loop = loop
         next_look = None
+        somebody_sleeps = False
         for worker in list(self._workers.values()):
             if worker.has_stopped or worker.is_hung:
                 continue
             silence = worker.page.silence()
             if silence is None:
-                if not worker.is_leaving:
-                    self._watch_ports(loop)
+                somebody_sleeps = somebody_sleeps or not worker.is_leaving
             elif silence > timeout:
                 self._hangs(loop, worker, silence)
             elif next_look is None or timeout - silence < next_look:
                 next_look = timeout - silence
+        if somebody_sleeps and not self._watch_ports(loop):
+            next_look = WATCH_AGAIN if next_look is None else min(next_look, WATCH_AGAIN)
         if next_look is not None:
             self._next_look = loop.call_later(next_look + GRACE, functools.partial(self.look, loop))
 
@@ -102,11 +108,20 @@ class Pulse:
             if other is not worker and not other.has_stopped:
                 other.tell(LOOK)
 
-    def _watch_ports(self, loop: Loop) -> None:
-        if not self._ports:
-            self._ports = [port for port in self._service.ports() if port >= 0]
-            for port in self._ports:
-                loop.arm(port, lambda _: self._a_client_waits(loop), INPUT)
+    def _watch_ports(self, loop: Loop) -> bool:
+        """False: the system has no room for that, and those that sleep are trusted until the next look."""
+        try:
+            for port in self._service.ports():
+                if port >= 0:
+                    loop.arm(port, lambda _: self._a_client_waits(loop), INPUT)
+                    self._ports.append(port)
+        except OSError as error:
+            self.leave_ports()
+            if not is_shortage(error):
+                raise
+            log.debug("%s: a look for workers that hang in their sleep has to wait: %s", self._name, error)
+            return False
+        return True
 
     def _a_client_waits(self, loop: Loop) -> None:
         for worker in self._workers.values():

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from sockserve.concurrency.children import POLL_WITHOUT_PIDFD
 from sockserve.concurrency.pauses import Pauses
 from sockserve.concurrency.places import BACK_OFF_FIRST, Places
-from sockserve.concurrency.pulse import Pulse
+from sockserve.concurrency.pulse import WATCH_AGAIN, Pulse
 from sockserve.concurrency.service import Service, Settings, cpu_count
 from sockserve.concurrency.supervised import KILL, Step, Worker, cut_now, drain_within, retire_within
 from sockserve.concurrency.worker_terms import (
@@ -200,7 +200,7 @@ class Supervisor:
     def _begin_to_host(self, loop: Loop) -> None:
         loop.add(self)
         for worker in self.workers.values():
-            self._watch(worker)
+            self._watch(worker, loop)
             # Timers of another loop are gone.
             worker.is_hung = False
             if worker.is_ready and not worker.is_settled:
@@ -334,23 +334,26 @@ class Supervisor:
 
     def _has_begun(self, worker: Worker) -> None:
         self.workers[worker.child.pid] = self._places.starting[worker.place] = worker
-        try:
-            self._watch(worker)
-        except OSError:
-            # ENOSPC or ENOMEM of epoll_ctl(2): it cannot be kept, and is reaped as where there is no pidfd.
-            self._unwatch(worker)
-            worker.child.cut()
-            worker.child.close()
+        self._watch(worker, self._loops[-1])
 
     def _abandon_in_child(self) -> None:
         for loop in self._loops:
             loop.abandon()
 
-    def _watch(self, worker: Worker) -> None:
-        loop = self._loops[-1]
-        loop.watch(worker.control.fileno(), functools.partial(self._hear, worker))
-        if worker.child.pidfd is not None:
-            loop.watch(worker.child.pidfd, worker.child.reap)
+    def _watch(self, worker: Worker, loop: Loop) -> None:
+        try:
+            loop.watch(worker.control.fileno(), functools.partial(self._hear, worker))
+            if worker.child.pidfd is not None:
+                loop.watch(worker.child.pidfd, worker.child.reap)
+        except OSError:
+            # ENOSPC or ENOMEM of epoll_ctl(2): until there is room it is asked.
+            self._unwatch(worker, loop)
+            loop.call_later(WATCH_AGAIN, functools.partial(self._ask, worker, loop))
+
+    def _ask(self, worker: Worker, loop: Loop) -> None:
+        if loop in self._loops and worker.child.pid in self.workers and not worker.child.reap():
+            self._hear(worker)
+            self._watch(worker, loop)
 
     def _unwatch(self, worker: Worker, *loops: Loop) -> None:
         for loop in loops or self._loops:
