@@ -210,6 +210,8 @@ class Acceptor:
             if reason is not None or not self.watching:
                 self._pause_or_go_on(reason)
         except (OSError, ValueError, ListenerLostError) as error:
+            # In this order: server_close() sets the second before it clears the first.
+            self.listener_closed = self.lifecycle.listener_is_closing or self.listener_closed
             if not self.listener_closed:
                 self.leave()
                 is_lost = self.listener_lost or self._fileno() != self._fd

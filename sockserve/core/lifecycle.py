@@ -71,6 +71,8 @@ class Lifecycle:
         self.suspended_by_drain = False
         """Whether the next stay in a loop undoes the suspension, which nobody asked for by itself."""
         self.draining = False
+        self.listener_is_closing = False
+        """Whether ``server_close()`` closes the listener just now."""
         self.serving = OneShot()
         self.when_serving: Callable[[], object] | None = None
         """Called when this process begins to serve: a stay in a loop, or one request without."""

@@ -116,17 +116,23 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         finish_lingering(self)
 
     def _serving_free_address(self) -> None:
-        super().server_close()
-        listener = getattr(self, "socket", None)
-        if listener is not None:
-            bound_path = self._serving_bound_path
-            if bound_path is None:
-                listener.close()
-            else:
-                bound_path.end(listener.close)
-                self._serving_bound_path = None
-            # Again, for a loop that began meanwhile: closing a socket wakes nobody.
+        lifecycle = self._serving_lifecycle
+        # First, for a loop that begins meanwhile, and finds the socket closed before it is told.
+        lifecycle.listener_is_closing = True
+        try:
             super().server_close()
+            listener = getattr(self, "socket", None)
+            if listener is not None:
+                bound_path = self._serving_bound_path
+                if bound_path is None:
+                    listener.close()
+                else:
+                    bound_path.end(listener.close)
+                    self._serving_bound_path = None
+                # Again, for a loop that began meanwhile: closing a socket wakes nobody.
+                super().server_close()
+        finally:
+            lifecycle.listener_is_closing = False
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 when closed."""
