@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from sockserve.concurrency.children import POLL_WITHOUT_PIDFD
 from sockserve.concurrency.pauses import Pauses
-from sockserve.concurrency.places import BACK_OFF_FIRST, Places
+from sockserve.concurrency.places import BACK_OFF_FIRST, SETTLED, Places
 from sockserve.concurrency.pulse import WATCH_AGAIN, Pulse
 from sockserve.concurrency.service import Service, Settings, cpu_count
 from sockserve.concurrency.supervised import KILL, Step, Worker, cut_now, drain_within, retire_within
@@ -44,10 +44,6 @@ from sockserve.errors import CrashLoopError
 from sockserve.log import counted, log
 
 __all__ = ["Supervisor"]
-
-
-SETTLED = 1.0
-"""Seconds that a worker has to serve before what ends it no longer counts as a failed start."""
 
 
 class Supervisor:
