@@ -204,13 +204,26 @@ class Turns:
         """
         self.settle()
         worker = self._worker_for(function, argument)
-        worker.switch()
+        try:
+            self.workers.add(worker)
+            worker.switch()
+        except BaseException:
+            if worker.dead or worker.function is not None:
+                # A signal handler's, before the worker had begun.
+                self.ended(worker)
+            raise
         return worker
 
     def spawn(self, function: Callable[[], object]) -> Worker:
         """Run it in a new worker soon. Called in a worker."""
         worker = self._worker_for(function)
-        self.resume(worker)
+        try:
+            self.workers.add(worker)
+            self.resume(worker)
+        except BaseException:
+            if worker not in self._ready:
+                self.ended(worker)
+            raise
         return worker
 
     def _worker_for(self, function: Callable[..., object], argument: object = None) -> Worker:
@@ -219,7 +232,6 @@ class Turns:
             worker.give(function, argument)
         else:
             worker = Worker(self, function, argument)
-        self.workers.add(worker)
         return worker
 
     def resume(self, worker: Worker) -> None:
@@ -259,8 +271,8 @@ class Turns:
             return False
         self.ended(worker)
         worker.gr_context = None
-        self._resting.append(worker)
         try:
+            self._resting.append(worker)
             while worker.function is None:
                 self.switch()
         except BaseException:

@@ -6,6 +6,7 @@ import functools
 import time
 from typing import Any
 
+from sockserve.core.deferral import Deferral
 from sockserve.core.loop import Loop
 from sockserve.core.poller import wait_readable
 from sockserve.net.lingering import SWEEP_SECONDS, Lingering, lingering_of
@@ -17,7 +18,10 @@ def let_linger(server: Any, connection: Any) -> None:
     """Keep a half-closed connection open for a moment, by a descriptor of its own. From any thread."""
     lingering = lingering_of(server)
     acceptor = server._serving_acceptor  # noqa: SLF001 - the server's own part of its stay in a loop
-    if lingering.add(connection) and acceptor is not None:
+    with Deferral():
+        # Between the system call and the object that owns the descriptor nothing may raise.
+        is_kept = lingering.add(connection)
+    if is_kept and acceptor is not None:
         _look_after(lingering, acceptor.loop)
     if server.fileno() < 0:
         # Its end may have looked for the last time.
