@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
+from sockserve.core.deferral import Deferral
 from sockserve.core.taken_signals import raw_signal
 
 __all__ = [
@@ -49,15 +50,20 @@ held the lock of a stream at the fork, and in the child nobody releases it."""
 
 
 class Child:
-    """A process that serves one request."""
+    """A process that serves one request. Every method may be called from any thread, and in a signal handler."""
 
     def __init__(self, pid: int, ended: Callable[[int], None]) -> None:
         self.pid = pid
         self.pidfd = open_pidfd(pid)
-        self._ended = ended
+        self._parent = os.getpid()
+        self._ended: Callable[[int], None] | None = ended
         self._drain_again: float | None = None
+        self._status: int | None = None
         self._is_reaped = False
-        self._reaping = threading.Lock()
+        self._tellers: dict[str, object] = {}
+        # While it is held neither the process number nor the descriptor can come to mean another process. Held for
+        # calls that do not block; a signal handler may interrupt the thread that holds it.
+        self._hold = threading.RLock()
 
     def drain(self) -> None:
         """SIGTERM: the child makes its client's input end."""
@@ -79,47 +85,101 @@ class Child:
         self.send(signal.SIGKILL)
 
     def send(self, signum: int) -> None:
-        """Send it a signal. No effect once it was reaped."""
-        pidfd = self.pidfd
-        try:
-            if pidfd is not None:
-                # Unlike the process id it can never mean another process.
-                signal.pidfd_send_signal(pidfd, signum)
-            elif not self._is_reaped:
-                os.kill(self.pid, signum)
-        except OSError:
-            # Reaped in this moment: ESRCH, or EBADF of its descriptor.
-            pass
-
-    def reap(self) -> bool:
-        """Whether the process has ended and this call reaped it; then its exit status was passed on."""
-        # Not to be waited for: a signal handler may have interrupted whoever holds it.
-        if not self._reaping.acquire(blocking=False):
-            return False
-        try:
-            if self._is_reaped:
-                return False
+        """Send it a signal. No effect once it has ended, and in a process that is not its parent."""
+        if self._parent != os.getpid():
+            return
+        with self._hold:
             try:
+                if self._status is not None:
+                    return
+                if self.pidfd is not None:
+                    # Unlike the process number it can never mean another process.
+                    signal.pidfd_send_signal(self.pidfd, signum)
+                elif not self._look():
+                    # Another waitpid(-1) of the program may have freed the number: the look tells.
+                    os.kill(self.pid, signum)
+            except OSError:
+                # It has just ended: ESRCH.
+                pass
+
+    def has_ended(self) -> bool:
+        """Whether the process has ended."""
+        with self._hold:
+            return self._look()
+
+    def _look(self) -> bool:
+        # It stays a zombie, and the number its own, until the status is stored.
+        if self._status is not None:
+            return True
+        try:
+            if hasattr(os, "waitid"):
+                found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if found is None:
+                    return False
+                self._status = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+            else:
+                # macOS before Python 3.13.
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:
-                # Somebody else's waitpid(-1), or an ignored SIGCHLD, took the status away.
-                pid, status = self.pid, 0
-            self._is_reaped = pid != 0
-        finally:
-            self._reaping.release()
-        if not self._is_reaped:
-            return False
-        ended = self._ended
-        # It knows the request, which knows this object: a circle that only the garbage collector would find.
-        del self._ended
-        ended(os.waitstatus_to_exitcode(status))
+                if pid == 0:
+                    return False
+                self._status = os.waitstatus_to_exitcode(status)
+        except ChildProcessError:
+            # Another waitpid(-1), or an ignored SIGCHLD, took the status away.
+            self._status = 0
         return True
 
-    def close(self) -> None:
-        """Close the descriptor."""
-        pidfd, self.pidfd = self.pidfd, None
-        if pidfd is not None:
-            os.close(pidfd)
+    @property
+    def is_over(self) -> bool:
+        """Whether its exit status was passed on."""
+        return self._ended is None
+
+    def reap(self) -> bool:
+        """Whether the process has ended and this call passed its exit status on.
+
+        What a signal handler raises meanwhile is raised at the end. Each step may be taken again: look, store, reap,
+        tell.
+        """
+        if self.is_over or not self.has_ended():
+            return False
+        with Deferral():
+            return self._finish()
+
+    def _finish(self) -> bool:
+        with self._hold:
+            if not self._is_reaped:
+                try:
+                    os.waitpid(self.pid, os.WNOHANG)
+                except ChildProcessError:
+                    pass
+                self._is_reaped = True
+        me = object()
+        try:
+            # Not to be waited for: the one that tells may be what called this.
+            if self._tellers.setdefault("teller", me) is not me or self._ended is None:
+                return False
+            try:
+                self._ended(self._status or 0)
+            except KeyboardInterrupt:
+                # The second within the deferral: another call tells it.
+                raise
+            except BaseException:
+                self._ended = None
+                raise
+            # It knows the request, which knows this object: a circle that only the garbage collector would find.
+            self._ended = None
+            return True
+        finally:
+            if self._tellers.get("teller") is me:
+                self._tellers.clear()
+
+    def close(self, before: Callable[[int], object] | None = None) -> None:
+        """Call ``before`` with the descriptor, if there still is one, and close it."""
+        with self._hold:
+            if self.pidfd is not None:
+                if before is not None:
+                    before(self.pidfd)
+                pidfd, self.pidfd = self.pidfd, None
+                os.close(pidfd)
 
 
 def leave_process(status: int, *, is_alone: bool = False) -> NoReturn:

@@ -94,17 +94,19 @@ class ForkDispatcher:
         flush_standard_streams()
         flush_log_handlers()
         # Held back until the child says what SIGTERM means there, and until the parent knows of its child.
-        unblocked = raw_signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
-        try:
-            pid = os.fork()
-            if pid == 0:
-                _be_child(serve, is_alone=is_alone)
-            child = self.adopt(pid, ended)
-            began(child)
-            # Before the signals come: the parent's copy would keep the connection open.
-            release()
-        finally:
-            raw_signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+        # Deferred as well: another thread may get the signal, and its handler runs in this one all the same.
+        with Deferral():
+            unblocked = raw_signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    _be_child(serve, is_alone=is_alone)
+                child = self.adopt(pid, ended)
+                began(child)
+                # Before the signals come: the parent's copy would keep the connection open.
+                release()
+            finally:
+                raw_signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         return child
 
     def adopt(self, pid: int, ended: Callable[[int], None]) -> Child:
@@ -128,13 +130,15 @@ class ForkDispatcher:
                     self._reap_one(child)
 
     def _reap_one(self, child: Child) -> None:
-        # An exit status is to be had once: what it means is told, and the child forgotten, with it.
+        if not child.has_ended():
+            return
+        # Or a signal handler's exception could leave it told and not forgotten.
         with Deferral():
-            if child.reap():
+            child.reap()
+            if child.is_over:
+                loop = self.loop
+                child.close(None if loop is None else loop.unwatch)
                 self.children.pop(child.pid, None)
-                if self.loop is not None and child.pidfd is not None:
-                    self.loop.unwatch(child.pidfd)
-                child.close()
 
     def full(self) -> bool:
         return len(self.children) >= self._max_children()
@@ -179,8 +183,7 @@ class ForkDispatcher:
                 self.loop.watch(child.pidfd, functools.partial(self._reap_one, child))
             except OSError:
                 # ENOSPC or ENOMEM of epoll_ctl(2): it is looked after as where there are no such descriptors.
-                self.loop.unwatch(child.pidfd)
-                child.close()
+                child.close(self.loop.unwatch)
 
     def must_poll(self) -> float | None:
         children = list(self.children.values())
