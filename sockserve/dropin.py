@@ -162,6 +162,11 @@ def _main() -> NoReturn:
         "PYTHONPATH": os.pathsep.join(search_path),
         "SOCKSERVE_DROPIN": "children" if options.children else "program",
     }
+    if "runserver" in program and "--noreload" not in program and not options.children:
+        # Django: the process that is started here only watches files.
+        sys.stderr.write(
+            "sockserve.dropin: the child that reloads runs without the drop-in; with --children it has it\n"
+        )
     if os.name == "nt":  # There, exec returns to the shell while the program still runs.
         sys.exit(subprocess.call(command, env=environment))
     os.execve(sys.executable, command, environment)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import pytest
 
 if TYPE_CHECKING:
     from sockserve.testing.servers import Servable
 
-__all__ = ["Running", "has_failed", "pytest_runtest_makereport", "running"]
+__all__ = ["Running", "has_failed", "pytest_runtest_logreport", "running"]
 
-_FAILED = pytest.StashKey[bool]()
+# Every run of an environment in which sockserve is installed imports this module, with the pytest that it has: nothing
+# here may need a newer one than 6.2, or import more of sockserve than the package itself.
+
+_failed: set[str] = set()
+"""The ids of the tests that failed."""
 
 ServerT = TypeVar("ServerT", bound="Servable")
 
@@ -26,18 +30,18 @@ class Running(Protocol):
         ...
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Remember that a test failed: what it leaves behind is then no news, and its traceback keeps sockets alive."""
-    report = yield
     if report.failed:
-        item.stash[_FAILED] = True
-    return report
+        _failed.add(report.nodeid)
+    elif report.when == "setup":
+        # It runs once more.
+        _failed.discard(report.nodeid)
 
 
 def has_failed(item: pytest.Item) -> bool:
     """Say whether some phase of a test failed, so far."""
-    return item.stash.get(_FAILED, False)
+    return item.nodeid in _failed
 
 
 @pytest.fixture

@@ -298,3 +298,11 @@ def test_any_arguments_are_accepted_or_a_usage_error(arguments: list[str]) -> No
     assert options.backlog is None or options.backlog >= 0
     assert options.drain_timeout is None or options.drain_timeout >= 0
     assert options.max_children is None or (options.max_children >= 1 and options.model == "fork")
+
+
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """``--version`` prints the package's and ends with 0."""
+    with pytest.raises(SystemExit) as caught:
+        command_line.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"sockserve {sockserve.__version__}\n"

@@ -425,3 +425,19 @@ def test_the_web_server_of_the_standard_library_answers(tmp_path: pathlib.Path) 
     assert process.returncode == 0, errors
     assert "Keyboard interrupt received" in output
     assert "GET /greeting.txt" in errors
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_told"),
+    [([], [], True), (["--children"], [], False), ([], ["--noreload"], False)],
+    ids=["reloading", "--children", "--noreload"],
+)
+def test_a_server_that_reloads_is_told_of_children(
+    before: list[str], after: list[str], is_told: bool, tmp_path: pathlib.Path
+) -> None:
+    """Django's ``runserver`` serves in a child: without ``--children`` one line says that it has no drop-in."""
+    (tmp_path / "manage.py").write_text("")
+    run = python("-m", "sockserve.dropin", *before, str(tmp_path / "manage.py"), "runserver", *after)
+    assert run.returncode == 0
+    assert ("--children" in run.stderr) is is_told
+    assert run.stderr.count("\n") == is_told

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pathlib
+import subprocess
+import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 
@@ -163,6 +166,7 @@ def test_installing_is_enough(pytester: pytest.Pytester, monkeypatch: pytest.Mon
         def test_unused():
             assert "sockserve.pytest_plugin" in sys.modules
             assert "sockserve.testing" not in sys.modules
+            assert "sockserve.core" not in sys.modules
 
         def test_used(running):
             assert "sockserve.testing" in sys.modules
@@ -170,3 +174,18 @@ def test_installing_is_enough(pytester: pytest.Pytester, monkeypatch: pytest.Mon
     )
     result = pytester.runpytest_subprocess()
     result.assert_outcomes(passed=2)
+
+
+def test_an_older_pytest_imports_it(tmp_path: pathlib.Path) -> None:
+    """The plugin imports with what pytest 6.2 has: no ``StashKey``, no ``wrapper``; and no server comes with it."""
+    (tmp_path / "pytest.py").write_text("def fixture(function): return function\n")
+    program = """
+        import sys
+        import sockserve.pytest_plugin as plugin
+        assert plugin.pytest.__file__.startswith(sys.argv[1])
+        print(*sorted(name for name in sys.modules if name.startswith("sockserve")))
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
+    command = [sys.executable, "-S", "-c", textwrap.dedent(program), str(tmp_path)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert run.stdout.split() == ["sockserve", "sockserve.errors", "sockserve.pytest_plugin"], run.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import logging
 import math
 import os
@@ -57,7 +58,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the arguments say (None: those of this process) and return the exit status; what is not 0 is explained.
 
-    Raises SystemExit: with status 2 for arguments that make no sense, with 0 after ``--help``.
+    Raises SystemExit: with status 2 for arguments that make no sense, with 0 after ``--help`` and ``--version``.
     """
     _open_missing_streams()
     options = read_arguments(argv)
@@ -89,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options, the handler class and the addresses. Raises SystemExit as ``main()``."""
+    # The package stands above this module.
+    version = importlib.import_module("sockserve").__version__
     parser = argparse.ArgumentParser(
         prog="sockserve",
         usage="%(prog)s [OPTION ...] [package.module:Handler] [ADDRESS ...]",
@@ -97,6 +100,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"sockserve {version}")
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument(
         "--model", choices=MODELS, default="thread", help="what a handler runs in (default: %(default)s, one for each)"
