@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sockserve.concurrency.supervised import Worker
 
-__all__ = ["BACK_OFF_FIRST", "SETTLED", "BACK_OFF_LAST", "GIVE_UP_AFTER", "Places"]
+__all__ = ["BACK_OFF_FIRST", "BACK_OFF_LAST", "GIVE_UP_AFTER", "SETTLED", "Places"]
 
 SETTLED = 1.0
 """Seconds that a worker has to serve before what ends it no longer counts as a failed start."""
