@@ -24,7 +24,11 @@ __all__ = ["accept_failed", "end_taken"]
 def accept_failed(server: Any, acceptor: Acceptor | None, error: BaseException, verdict: Verdict) -> None:
     """Nothing was taken. Called inside the ``except``; raises ListenerLostError, and what is no Exception."""
     if not isinstance(error, Exception):
-        raise error
+        try:
+            raise error
+        finally:
+            # Or this frame and the error hold each other, and so an accepted connection that is in a frame below.
+            del error
     if verdict is Verdict.NOTHING_THERE:
         return
     if heard := events_of(server).error:
