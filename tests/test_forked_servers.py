@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ from waiting import wait_until
 
 import sockserve
 from sockserve.core.loop import Loop
-from sockserve.greenlets import GreenletMixIn
+from sockserve.greenlets import GreenletMixIn, sleep
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
 
@@ -133,7 +134,7 @@ def test_multiprocessing_serves_beside_its_parent(running: Running, model: str) 
     assert [ask(server, b"after") for _ in range(3)] == [b"after"] * 3
 
 
-@pytest.mark.parametrize("model", ["thread", "pool"])
+@pytest.mark.parametrize("model", ["thread", "pool", "greenlet"])
 def test_a_handlers_child_that_ends_leaves_the_parent_serving(running: Running, model: str) -> None:
     """``sys.exit()`` in a process that a handler forked ends that process; the parent has its clients and its loop."""
     server = running(made(model, forks_when_told(sys.exit)))
@@ -179,3 +180,53 @@ def test_a_loop_that_was_attached_before_a_fork_serves_in_the_child(model: str) 
         assert ask(server, b"after") == b"after"
         server.shutdown(LIMIT)
         thread.join(LIMIT)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_client_in_service_outlives_a_child_that_ends(running: Running, model: str) -> None:
+    """Whatever a child unwinds and collects at its end, a connection that the parent serves goes on, at once too."""
+    server = running(made(model, forks_when_told(lambda: None)))
+    with connect(server) as client:
+        wait_until(lambda: server.active_requests)
+
+        def end() -> bool:
+            server.shutdown()
+            server.server_close()
+            gc.collect()
+            return not server.active_requests
+
+        assert in_child(end) == 0
+        client.sendall(b"still here\n")
+        assert client.makefile("rb").read() == b"still here\n"
+
+
+def test_a_forked_greenlets_child_serves_no_other_client(running: Running) -> None:
+    """A child that goes on in its loop has the worker that forked, and no other: those are the parent's."""
+    read, write = os.pipe()
+
+    class Handler(sockserve.StreamRequestHandler):
+        def handle(self) -> None:
+            while data := self.rfile.readline():
+                if data == b"fork\n" and not os.fork():
+                    signal.alarm(2)
+                    # Its turn: the loop of this process looks for what the others wait for.
+                    sleep(0.2)
+                    os.write(write, b"ended")
+                    os._exit(0)
+                self.wfile.write(data)
+
+    server = running(made("greenlet", Handler))
+    try:
+        with connect(server) as one, connect(server) as other:
+            wait_until(lambda: len(server.active_requests) == 2)
+            one.sendall(b"fork\n")
+            one.settimeout(LIMIT)
+            assert one.recv(100) == b"fork\n"
+            for _ in range(20):
+                other.sendall(b"x\n")
+                assert other.recv(100) == b"x\n"
+            assert os.read(read, 10) == b"ended"
+        os.waitpid(-1, 0)
+    finally:
+        os.close(read)
+        os.close(write)

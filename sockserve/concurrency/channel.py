@@ -187,7 +187,15 @@ class Channel:
         return fd
 
     def follow(self, loop: Loop | None) -> None:
-        """Be told by this loop from now on. If that fails, those that wait try it themselves, and hear of the error."""
+        """Be told by this loop from now on. If that fails, those that wait try it themselves, and hear of the error.
+
+        None: nothing goes on here any more.
+        """
+        if loop is None:
+            if self.loop is not None:
+                self.loop.unwatch(self.fd)
+            self.loop = self.reader = self.writer = None
+            return
         try:
             self.rearm(loop)
         except OSError:
@@ -261,7 +269,7 @@ class Channel:
     def _on_single_change(self, events: int) -> None:
         loop, self.loop = self.loop, None
         self._on_change(events)
-        if self.loop is not loop and (self.reader is not None or self.writer is not None):
+        if loop is not None and self.loop is not loop and (self.reader is not None or self.writer is not None):
             self.follow(loop)
 
     def _check_time(self, deadline: float | None) -> float:

@@ -34,6 +34,7 @@ from sockserve.core.accepting import needs_no_poll
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import Events
+from sockserve.core.forked import tell_when_forked
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.replaced import reach
@@ -63,6 +64,13 @@ class ForkDispatcher:
         self._max_children = max_children
         self.children: dict[int, Child] = {}
         self.loop: Loop | None = None
+        tell_when_forked(self)
+
+    def forked(self) -> None:
+        """In a forked child: its parent's children are not its own."""
+        for child in self.children.values():
+            child.close()
+        self.children = {}
 
     def dispatch(self, serve: Callable[[], str], release: Callable[[], None]) -> Child:
         blocked = raw_signal.pthread_sigmask(signal.SIG_BLOCK, ())

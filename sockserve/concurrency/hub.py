@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from sockserve.concurrency.errand import Errand
 from sockserve.concurrency.turns import Turns, Worker, current_worker, getcurrent, sleep, wait_in
+from sockserve.core.forked import tell_when_forked
 from sockserve.core.lifecycle import CUT_GRACE
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
@@ -33,6 +34,12 @@ class Hub(Turns):
         """The next such loop: it needs descriptors, and what waits for an end may do so when there are none left."""
         self._watchers: list[Callable[[], object]] = []
         _hubs.append(weakref.ref(self, _hubs.remove))
+        tell_when_forked(self)
+
+    def forked(self) -> None:
+        """As that of every set of workers; and there is nothing that waits for those of the parent."""
+        super().forked()
+        self._watchers.clear()
 
     def ended(self, worker: Worker) -> None:
         """A worker is about to end, or to rest."""

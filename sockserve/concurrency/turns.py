@@ -40,11 +40,15 @@ MOST_RESTING = 64
 """Workers at most that wait for their next function: to make one, with its stack, takes as long as a short request."""
 
 
+_left_behind: list[Worker] = []
+"""In a forked child, the workers of its parent: one that is collected unwinds, and ends the parent's connection."""
+
+
 class Awaited(Protocol):
     """What a worker waits for, if the loop has to know of it."""
 
-    def follow(self, loop: Loop) -> None:
-        """Another loop has taken over. What fails is for those that wait to hear."""
+    def follow(self, loop: Loop | None) -> None:
+        """Another loop has taken over; None: none will tell any more. What fails is for those that wait to hear."""
 
     def step_between(self) -> None:
         """The loop gives the worker turns by itself, and shall no longer."""
@@ -151,7 +155,8 @@ def _work() -> None:
             except greenlet.GreenletExit:
                 raise
             except BaseException as error:
-                if came_from_signal_handler(error):
+                if came_from_signal_handler(error) or (me.hub.is_forked and isinstance(error, SystemExit)):
+                    # The latter is the end of a process that a handler forked.
                     raise
                 _tell_end(error)
             if not me.hub.rests(me):
@@ -194,6 +199,8 @@ class Turns:
         self._resumed_in = -1
         """The turn of the loop in which those that were ready were last resumed."""
         self._blocking_calls = BlockingCalls()
+        self.is_forked = False
+        """Whether its workers are of a process that this one was forked from, but perhaps for the one that forked."""
 
     # turns
 
@@ -329,6 +336,25 @@ class Turns:
                 worker.awaits.follow(loop)
         if self._ready:
             loop.call_soon(self._resume_ready)
+
+    def forked(self) -> None:
+        """In a forked child: have no worker but the one that forked; the others serve the parent's clients, there."""
+        me = getcurrent()
+        others = [worker for worker in (*self.workers, *self._resting) if worker is not me]
+        _left_behind.extend(others)
+        for worker in others:
+            worker.deadline = None
+            worker.clear_timer()
+            if worker.awaits is not None:
+                worker.awaits.follow(None)
+        self.is_forked = True
+        self.workers.difference_update(others)
+        self._resting.clear()
+        self._ready.clear()
+        self._blocking_calls = BlockingCalls()
+        if self.is_elsewhere():
+            self.thread = self.loop = self.loop_greenlet = None
+            self.switch = _no_loop
 
     # threads
 

@@ -411,6 +411,8 @@ class Acceptor:
         self._is_lent = False
         if self._receiver is not None:
             self._receiver.close()
+        if self._dispatcher is not None:
+            self._dispatcher.detach()
         # What the thread held that is not here must not be waited for.
         self.server.__dict__.pop("_BaseServer__is_shut_down", None)
         self.server._serving_has_ended()  # noqa: SLF001 - as above

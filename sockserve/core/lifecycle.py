@@ -78,14 +78,13 @@ class Lifecycle:
         """Called when this process begins to serve: a stay in a loop, or one request without."""
         self._stop_at_start = False
         self._claim = threading.Lock()
-        # Before the loop, which forgets the thread that ran it.
-        tell_when_forked(self, first=True)
+        tell_when_forked(self)
 
     def forked(self) -> None:
         """In a forked child: nothing of the server is being served here, unless it is by the thread that forked."""
         acceptor = self.acceptor
         if acceptor is not None:
-            if acceptor.loop.thread in (None, threading.get_ident()):
+            if not acceptor.loop.is_left_behind:
                 return
             self.draining = False
             self.acceptor = None

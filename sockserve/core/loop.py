@@ -81,6 +81,8 @@ class Loop:
         self.turns = 0
         """A number that each turn changes."""
         self.is_closed = False
+        self.is_left_behind = False
+        """Whether it ran in another thread when this process was forked, and what it hosted then is in the parent."""
         self._wakeup: tuple[int, int] | None = None
         """What signals wake this loop with, while it runs in the main thread."""
         self._hears_signals = True
@@ -90,7 +92,8 @@ class Loop:
         except BaseException:
             self.abandon()
             raise
-        tell_when_forked(self)
+        # Before what it hosts, which lets go of descriptors that this one's poller shares with the parent.
+        tell_when_forked(self, first=True)
 
     def _open(self) -> Poller:
         # A socket pair and not a pipe: select() on Windows takes nothing but sockets.
@@ -111,6 +114,7 @@ class Loop:
 
     def add(self, source: Source) -> None:
         """Host a source until ``remove``."""
+        self.is_left_behind = False
         self._sources = (*self._sources, source)
 
     def remove(self, source: Source) -> None:
@@ -265,6 +269,7 @@ class Loop:
         self._wakeup = None
         if self.thread in (None, threading.get_ident()):
             return
+        self.is_left_behind = True
         self._sources = ()
         self._callbacks, self._timers = [], []
         for others in (self._watched, self._shared, self._wants_output, self._after_wait, self._soon):
