@@ -73,6 +73,9 @@ def test_private_names_of_servers_that_programs_use() -> None:
     server = sockserve.BaseServer(("127.0.0.1", 0), sockserve.BaseRequestHandler)
     assert callable(server._handle_request_noblock)
     assert server._BaseServer__shutdown_request is False
+    assert vars(server)["_BaseServer__shutdown_request"] is False
+    server._BaseServer__shutdown_request = True
+    assert vars(server)["_BaseServer__shutdown_request"] is True
     assert callable(server._BaseServer__is_shut_down.wait)
     assert hasattr(sockserve.ThreadingMixIn, "_threads")
 

@@ -112,6 +112,7 @@ class BaseServer(Generic[RequestT, AddressT]):
         self.server_address = server_address
         self.RequestHandlerClass = RequestHandlerClass
         self.__is_shut_down = threading.Event()
+        vars(self)["_BaseServer__shutdown_request"] = False
         vars(self).pop("_serving_lifecycle_state", None)
 
     # The two attributes below are private in name only: programs set the one from handlers and signal handlers, and
@@ -123,7 +124,8 @@ class BaseServer(Generic[RequestT, AddressT]):
 
     @__shutdown_request.setter
     def __shutdown_request(self, value: bool) -> None:
-        self._serving_lifecycle.stop_requested = value
+        # Some look for it in vars(), too.
+        self._serving_lifecycle.stop_requested = vars(self)["_BaseServer__shutdown_request"] = value
 
     @property
     def _serving_lifecycle(self) -> Lifecycle:
@@ -201,6 +203,7 @@ class BaseServer(Generic[RequestT, AddressT]):
 
     def _serving_has_ended(self) -> None:
         self._serving_acceptor = None
+        vars(self)["_BaseServer__shutdown_request"] = False
         vars(self).setdefault("_BaseServer__is_shut_down", threading.Event()).set()
 
     @needs_no_poll
