@@ -255,10 +255,10 @@ def test_a_wake_up_for_which_there_is_no_memory_is_sent_again(failures: int, mon
     left = [OSError(12, "Cannot allocate memory")] * failures
     send = socket.socket.send
 
-    def send_perhaps(sock: socket.socket, data: bytes) -> int:
+    def send_perhaps(sock: socket.socket, data: bytes, *flags: int) -> int:
         if left:
             raise left.pop()
-        return send(sock, data)
+        return send(sock, data, *flags)
 
     with Loop() as loop:
         monkeypatch.setattr("socket.socket.send", send_perhaps)
@@ -274,10 +274,10 @@ def test_a_pool_without_epoll_hears_what_there_was_no_memory_for(verb: str, monk
     left = [OSError(12, "Cannot allocate memory")]
     call = getattr(socket.socket, verb)
 
-    def call_perhaps(sock: socket.socket, data: Any) -> Any:
+    def call_perhaps(sock: socket.socket, *args: Any) -> Any:
         if left:
             raise left.pop()
-        return call(sock, data)
+        return call(sock, *args)
 
     ours, theirs = socket.socketpair()
     poller = _LeaderPoller()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ import sockserve
 from sockserve.concurrency.forks import ForkDispatcher
 from sockserve.concurrency.supervised import Worker
 from sockserve.concurrency.supervisor import Supervisor
+from sockserve.concurrency.worker_terms import LEAVE
 from sockserve.core.loop import Loop
 from sockserve.testing import ask
 
@@ -133,3 +135,22 @@ def test_a_supervisor_serves_again_wherever_ctrl_c_came(
     server.serve_forever()
     operator.join()
     assert answers == [b"hello"]
+
+
+def test_an_order_for_which_there_is_no_memory_is_sent_again(server: One, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker whose loop sleeps hears that it is to leave, although the kernel had no memory for it at first."""
+    left, send = [OSError(12, "Cannot allocate memory")], socket.socket.send
+
+    def send_perhaps(sock: socket.socket, data: bytes, *flags: int) -> int:
+        if data == LEAVE and left:
+            raise left.pop()
+        return send(sock, data, *flags)
+
+    serving = threading.Thread(target=server.serve_forever, daemon=True)
+    serving.start()
+    assert server.wait_until_serving(LIMIT)
+    assert ask(server, b"hello") == b"hello"
+    monkeypatch.setattr(socket.socket, "send", send_perhaps)
+    server.shutdown(LIMIT)
+    serving.join(LIMIT)
+    assert not left

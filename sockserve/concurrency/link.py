@@ -17,6 +17,7 @@ from sockserve.concurrency.parent_process import ParentProcess
 from sockserve.concurrency.worker_terms import ACTIVE, ASLEEP, AWAKE, READY, STOPPED, Orders, Page, told_since
 from sockserve.core.loop import Loop
 from sockserve.core.taken_signals import take_for_stacks
+from sockserve.core.wake_up import send_wake_up
 
 __all__ = ["Link"]
 
@@ -113,11 +114,7 @@ class Link:
     def tell(self, message: bytes) -> None:
         """Tell the supervisor; from any thread."""
         self.page.say(message)
-        try:
-            self.control.send(message, socket.MSG_DONTWAIT)
-        except OSError:
-            # It has ended, or there is enough in the socket to wake it.
-            pass
+        send_wake_up(self.control, message)
 
     def next_orders(self) -> bytes | None:
         """Wait for what the supervisor orders; None: it has ended. In one thread."""

@@ -28,6 +28,7 @@ from sockserve.concurrency.worker_terms import (
 from sockserve.core.lifecycle import CUT_GRACE
 from sockserve.core.loop import Timer
 from sockserve.core.taken_signals import is_ignored, take, take_wakeup
+from sockserve.core.wake_up import send_wake_up
 
 __all__ = ["KILL", "Step", "Worker", "cut_now", "drain_within", "leave_within", "retire_within"]
 
@@ -161,11 +162,7 @@ class Worker:
         if command in (RETIRE, LEAVE, DRAIN, CUT):
             self.is_leaving = True
         self.page.order(command)
-        try:
-            self.control.send(command)
-        except OSError:
-            # It has ended, or there is enough in the socket to wake it.
-            pass
+        send_wake_up(self.control, command)
 
     def suspend(self, number: int) -> None:
         """Let it pause, or go on: as the number is odd or even."""
