@@ -2,56 +2,115 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-import threading
 from typing import Any
 
-from prefork_program import Prefork
+import pytest
+from log_watch import ExpectLog
 from under_test import LIMIT
 from waiting import stop_process, wait_until
 
 import sockserve
+from sockserve.concurrency import pulse
+from sockserve.concurrency.duties import Duties
+from sockserve.concurrency.supervised import Worker
+from sockserve.concurrency.worker_terms import BEAT
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
 
-PAUSE = 0.3
 
+class Talk(sockserve.StreamRequestHandler):
+    """Answers each line with the number of its process."""
 
-def test_a_worker_that_turns_again_is_not_killed() -> None:
-    """It was stopped for longer than ``worker_timeout``, found silent, and went on: its client keeps its connection."""
-    with Prefork("processes = 1", "worker_timeout = 0.5", mix_in="ThreadingMixIn") as server:
-        (worker,) = server.wait_for_workers(1)
-        with server.connect() as client:
-            # The supervisor too: it finds the worker silent as soon as both go on.
-            stop_process(server.pid)
-            stop_process(worker)
-            threading.Event().wait(1.0)
-            server.send(signal.SIGCONT, server.pid)
-            server.send(signal.SIGCONT, worker)
-            threading.Event().wait(1.0)
-            client.sendall(b"who\n")
-            assert client.recv(100) == b"0 %d" % worker
-        assert "hangs" not in server.errors()
-
-
-def test_short_requests_in_one_turn_are_no_hang(running: Running) -> None:
-    """Each has the whole ``worker_timeout``, however many clients wait."""
-
-    class Slow(sockserve.StreamRequestHandler):
-        def handle(self) -> None:
-            threading.Event().wait(PAUSE)
+    def handle(self) -> None:
+        """Until end-of-file."""
+        while self.rfile.readline():
             self.wfile.write(b"%d" % os.getpid())
+
+
+class Threads(sockserve.PreForkMixIn, sockserve.ThreadingTCPServer):
+    """One worker with threads."""
+
+    processes = 1
+    worker_timeout = 0.3
+
+
+def the_worker_of(server: Any) -> Worker:
+    """The only one, once it is ready."""
+    workers: dict[int, Worker] = server._serving_supervisor.workers
+    wait_until(lambda: [worker for worker in list(workers.values()) if worker.is_ready])
+    return next(iter(workers.values()))
+
+
+def test_a_worker_that_turns_again_is_not_killed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was stopped, found silent, and went on before the verdict: its client keeps its connection."""
+    monkeypatch.setattr(pulse, "STEP_TIME", 1.0)
+    server = running(Threads(("127.0.0.1", 0), Talk))
+    worker = the_worker_of(server)
+    with connect(server, timeout=LIMIT) as client:
+        client.sendall(b"\n")
+        assert client.recv(100) == b"%d" % worker.child.pid
+        stop_process(worker.child.pid)
+        wait_until(lambda: worker.is_hung)
+        os.kill(worker.child.pid, signal.SIGCONT)
+        wait_until(lambda: not worker.is_hung)
+        client.sendall(b"\n")
+        assert client.recv(100) == b"%d" % worker.child.pid
+
+
+def test_a_worker_with_a_debugger_is_not_killed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it is traced; without the debugger the time runs anew."""
+    traced = [True]
+    asked: list[int] = []
+
+    def is_traced(pid: int) -> bool:
+        asked.append(pid)
+        return traced[0]
+
+    monkeypatch.setattr(pulse, "_is_traced", is_traced)
+    server = running(Threads(("127.0.0.1", 0), Talk))
+    worker = the_worker_of(server)
+    with connect(server, timeout=LIMIT) as client:
+        client.sendall(b"\n")
+        client.recv(100)
+        stop_process(worker.child.pid)
+        wait_until(lambda: len(asked) > 2)
+        os.kill(worker.child.pid, signal.SIGCONT)
+        client.sendall(b"\n")
+        assert client.recv(100) == b"%d" % worker.child.pid
+
+
+def test_each_request_of_one_turn_is_a_beat(running: Running) -> None:
+    """Each has the whole ``worker_timeout``, however many clients wait: none waits for the next turn's beat."""
+
+    class Beat(sockserve.StreamRequestHandler):
+        def handle(self) -> None:
+            (duties,) = (each for each in self.server.observers if isinstance(each, Duties))
+            self.wfile.write(b"%d" % duties._link.page.numbers[BEAT])
 
     class One(sockserve.PreForkMixIn, sockserve.TCPServer):
         processes = 1
-        worker_timeout = 2 * PAUSE
 
-    server: Any = running(One(("127.0.0.1", 0), Slow))
-    wait_until(lambda: server._serving_supervisor.workers)
+    server: Any = running(One(("127.0.0.1", 0), Beat))
+    the_worker_of(server)
     clients = [connect(server, timeout=LIMIT) for _ in range(8)]
-    answers = set()
+    beats = set()
     for client in clients:
         with client:
-            answers.add(client.recv(100))
-    assert len(answers) == 1
+            beats.add(client.recv(100))
+    assert len(beats) == len(clients)
+
+
+def test_a_hung_worker_is_killed_though_no_request_can_be_ended(running: Running, expect_log: ExpectLog) -> None:
+    """Stopped alone it does not hear that it shall free its loop."""
+    expect_log(logging.ERROR, "hangs: its loop has not turned")
+    expect_log(logging.WARNING, "was killed by SIGKILL")
+    server = running(Threads(("127.0.0.1", 0), Talk))
+    worker = the_worker_of(server)
+    with connect(server, timeout=LIMIT) as client:
+        client.sendall(b"\n")
+        client.recv(100)
+        stop_process(worker.child.pid)
+        assert client.recv(100) == b""

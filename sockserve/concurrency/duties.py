@@ -33,7 +33,7 @@ from sockserve.core.request_life import cut_others, drain_one
 from sockserve.core.server import TCPServer, UDPServer
 from sockserve.net.closing import end_input
 
-__all__ = ["Duties"]
+__all__ = ["Duties", "end_input_of"]
 
 END_PAUSE = 0.02
 """Seconds for which a worker with nothing more to do leaves the processor to others before it ends: the kernel takes
@@ -45,7 +45,7 @@ class Duties(Observer):
 
     def __init__(self, link: Link, servers: Sequence[Any]) -> None:
         self._link = link
-        self._servers = servers
+        self.servers = servers
         self._numbers = link.page.numbers
         self._lock = threading.Lock()
         self._limit = link.orders.max_requests
@@ -60,7 +60,7 @@ class Duties(Observer):
         self._link.beat_between_requests()
         self.begin_one()
         if self._ends_input:
-            _drain_one(server, request)
+            end_input_of(server, request)
 
     def on_shutdown(self, server: Any, request: LiveRequest) -> None:
         """Count what became of it."""
@@ -95,7 +95,7 @@ class Duties(Observer):
     def retire(self) -> None:
         """Accept no more, but go on with the clients that are there, the parked among them."""
         self._retires = True
-        for server in self._servers:
+        for server in self.servers:
             lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
             retire = getattr(lifecycle and lifecycle.acceptor, "retire", None)
             if retire is None:
@@ -109,7 +109,7 @@ class Duties(Observer):
         if self._leaves:
             self._may_end.set()
         self._leaves = True
-        for server in self._servers:
+        for server in self.servers:
             lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
             if lifecycle is None:
                 server._BaseServer__shutdown_request = True  # noqa: SLF001 - a standard library's server
@@ -123,18 +123,18 @@ class Duties(Observer):
         self._ends_input = True
         self._may_end.set()
         self.leave()
-        for server in self._servers:
+        for server in self.servers:
             if _can_close_early(server):
                 # Past the mix-ins, which would wait for their workers.
                 TCPServer._serving_free_address(server)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - not what lingers
             for live in table_of(server).all():
-                _drain_one(server, live)
+                end_input_of(server, live)
 
     def cut(self) -> None:
         """End the connections of what is in progress."""
         self._may_end.set()
         self.leave()
-        for server in self._servers:
+        for server in self.servers:
             late = len(cut_others(server))
             with self._lock:
                 self._numbers[CUTS] += late
@@ -147,14 +147,14 @@ class Duties(Observer):
         """Accept or do not, as the page says; in a pause leave its number there as soon as nothing new can come."""
         number = self._numbers[SUSPENSIONS]
         is_pause = bool(number % 2)
-        awaited = {id(server) for server in self._servers}
+        awaited = {id(server) for server in self.servers}
 
         def has_paused(server: Any) -> None:
             awaited.discard(id(server))
             if not awaited:
                 self._numbers[PAUSED] = number
 
-        for server in self._servers:
+        for server in self.servers:
             # A standard library's server has no such verbs.
             with contextlib.suppress(AttributeError):
                 if is_pause:
@@ -193,7 +193,7 @@ class Duties(Observer):
 
     def look(self) -> None:
         """See whether somebody waits."""
-        for server in self._servers:
+        for server in self.servers:
             lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
             look_again = getattr(lifecycle and lifecycle.acceptor, "look_again", None)
             if look_again is not None:
@@ -205,7 +205,8 @@ def _can_close_early(server: object) -> bool:
     return isinstance(server, TCPServer) and not isinstance(server, UDPServer)
 
 
-def _drain_one(server: Any, live: LiveRequest) -> None:
+def end_input_of(server: Any, live: LiveRequest) -> None:
+    """Tell what serves a request that its client shall have no more to say."""
     if hasattr(server, "drain_request"):
         drain_one(server, live)
     elif not live.detached:

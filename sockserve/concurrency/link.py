@@ -16,6 +16,7 @@ from collections.abc import Callable
 from sockserve.concurrency.parent_process import ParentProcess
 from sockserve.concurrency.worker_terms import ACTIVE, ASLEEP, AWAKE, READY, STOPPED, Orders, Page, told_since
 from sockserve.core.loop import Loop
+from sockserve.core.poller import wait_readable
 from sockserve.core.taken_signals import take_for_stacks
 from sockserve.core.wake_up import send_wake_up
 
@@ -116,13 +117,22 @@ class Link:
         self.page.say(message)
         send_wake_up(self.control, message)
 
-    def next_orders(self) -> bytes | None:
-        """Wait for what the supervisor orders; None: it has ended. In one thread."""
-        if self._parent is not None and not self._parent.wait_for(self.control):
+    def loop_thread(self) -> int | None:
+        """The identity of the thread whose loop beats; None: there is none."""
+        return None if self._loop is None else self._loop.thread
+
+    def next_orders(self, limit: float | None = None) -> bytes | None:
+        """Wait for what the supervisor orders, at most ``limit`` seconds; None: it has ended. In one thread."""
+        if self._parent is None:
+            wait_readable(self.control.fileno(), limit)
+        elif not self._parent.wait_for(self.control, limit):
             return None
         try:
-            if not self.control.recv(4096):
+            if not self.control.recv(4096, socket.MSG_DONTWAIT):
                 return None
+        except BlockingIOError:
+            # The time is over.
+            pass
         except OSError:
             # Reset: as end-of-file.
             return None

@@ -99,7 +99,9 @@ class PreForkMixIn:
 
     worker_timeout: float | None = 60.0
     """Seconds after which a worker whose loop has not turned is killed, with its threads' stacks in the log; None:
-    never. An inline handler keeps the loop from turning, so that this bounds its request."""
+    never. An inline handler keeps the loop from turning, so that this bounds its request: its input ends then, and a
+    moment later its connection is cut; the worker is killed only if that does not help. Time in which the supervisor
+    itself did not run does not count."""
 
     drain_timeout: float | None = 30.0
     """Seconds that a worker which is to end may take for its requests, before they are cut; None: without limit."""

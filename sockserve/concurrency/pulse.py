@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from sockserve.concurrency.service import Service, Settings
 from sockserve.concurrency.supervised import KILL, Worker
-from sockserve.concurrency.worker_terms import LOOK
+from sockserve.concurrency.worker_terms import BEAT, LOOK
 from sockserve.core.loop import INPUT, Loop, Timer
 from sockserve.log import Lines, log
 from sockserve.net.accept_errors import is_shortage
@@ -26,8 +26,9 @@ GRACE = 0.05
 WATCH_AGAIN = 0.25
 """Seconds until the next try to watch what the system had no room to watch: epoll_ctl(2), ENOSPC and ENOMEM."""
 
-STACKS_TIME = 0.5
-"""Seconds that a hung worker has to tell the stacks of its threads: if that works at all it takes milliseconds."""
+STEP_TIME = 0.4
+"""Seconds for a worker whose loop stands still, to go on after its request was ended, and then to tell the stacks of
+its threads: if either works at all it takes milliseconds, or what the handler does when its client has gone."""
 
 
 class Pulse:
@@ -68,7 +69,7 @@ class Pulse:
             if silence is None:
                 somebody_sleeps = somebody_sleeps or not worker.is_leaving
             elif silence > timeout:
-                self._hangs(loop, worker, silence)
+                self._hangs(loop, worker)
             elif next_look is None or timeout - silence < next_look:
                 next_look = timeout - silence
         if somebody_sleeps and not self._watch_ports(loop):
@@ -130,23 +131,61 @@ class Pulse:
                 worker.tell(LOOK)
         self.look(loop)
 
-    def _hangs(self, loop: Loop, worker: Worker, silence: float) -> None:
-        worker.is_hung = True
-        worker.ask_for_stacks()
-        loop.call_later(STACKS_TIME, functools.partial(self._kill, loop, worker, silence))
+    def slept(self) -> None:
+        """The supervisor did not run, and what runs beside it may not have either: each has the whole time again."""
+        for worker in self._workers.values():
+            if not worker.page.is_asleep():
+                worker.page.beat()
+        self._is_look_due = True
 
-    def _kill(self, loop: Loop, worker: Worker, silence: float) -> None:
-        if worker.child.pid in self._workers:
-            self._hear(worker)
-            since = worker.page.silence()
-            if since is None or since < silence:
-                # All were stopped meanwhile, or the machine was, and it goes on as this process does.
-                worker.is_hung = False
-                worker.take_text()
-                log.warning("%s: %s turns again, after %.1f seconds in which it did not", self._name, worker, silence)
-                self.look(loop)
-                return
-            stacks = worker.take_text() or "It could not tell its stacks."
-            text = "%s: %s hangs: its loop has not turned for %.1f seconds; it is killed\n%s"
-            log.error(text, self._name, worker, silence, Lines(stacks))
-            worker.tell(KILL)
+    def is_looking(self) -> bool:
+        """Whether any worker has to turn within ``worker_timeout``."""
+        return self._next_look is not None or any(worker.is_hung for worker in self._workers.values())
+
+    def _hangs(self, loop: Loop, worker: Worker) -> None:
+        worker.is_hung = True
+        beat = worker.page.numbers[BEAT]
+        steps: list[Callable[[], object]] = [
+            # What keeps it may be a client; of a request that it serves inline the input ends, then the connection.
+            functools.partial(worker.free, beat),
+            functools.partial(worker.free, beat),
+            worker.ask_for_stacks,
+            functools.partial(self._kill, worker),
+        ]
+        self._go_on(loop, worker, beat, steps)
+
+    def _go_on(self, loop: Loop, worker: Worker, beat: int, steps: list[Callable[[], object]]) -> None:
+        if worker.child.pid not in self._workers:
+            return
+        self._hear(worker)
+        if worker.page.is_asleep() or worker.page.numbers[BEAT] != beat:
+            worker.is_hung = False
+            worker.take_text()
+            log.info("%s: %s turns again", self._name, worker)
+            self.look(loop)
+            return
+        if _is_traced(worker.child.pid):
+            # A debugger holds it.
+            worker.is_hung = False
+            worker.page.beat()
+            self.look(loop)
+            return
+        step, *later = steps
+        step()
+        if later:
+            loop.call_later(STEP_TIME, functools.partial(self._go_on, loop, worker, beat, later))
+
+    def _kill(self, worker: Worker) -> None:
+        stacks = worker.take_text() or "It could not tell its stacks."
+        text = "%s: %s hangs: its loop has not turned for %.1f seconds; it is killed\n%s"
+        log.error(text, self._name, worker, worker.page.silence() or 0.0, Lines(stacks))
+        worker.tell(KILL)
+
+
+def _is_traced(pid: int) -> bool:
+    # As proc(5) has it; without a /proc nothing is known.
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+            return any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in status)
+    except OSError:
+        return False

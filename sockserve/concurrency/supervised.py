@@ -17,8 +17,10 @@ from sockserve.concurrency.worker_terms import (
     CAUSE,
     CUT,
     DRAIN,
+    FREE,
     LEAVE,
     RETIRE,
+    STALE,
     SUSPEND,
     SUSPENSIONS,
     Orders,
@@ -81,6 +83,8 @@ class Worker:
     is_hung = False
     timer: Timer | None = None
     """The next step of its end."""
+    step_time = 0.0
+    """Seconds from one step to that."""
     cause: bytes | None = None
     """Why it says that it fails."""
 
@@ -163,6 +167,11 @@ class Worker:
             self.is_leaving = True
         self.page.order(command)
         send_wake_up(self.control, command)
+
+    def free(self, beat: int) -> None:
+        """Let it end what has kept its loop from turning since this beat, the last that was seen."""
+        self.page.numbers[STALE] = beat
+        self.tell(FREE)
 
     def suspend(self, number: int) -> None:
         """Let it pause, or go on: as the number is odd or even."""

@@ -17,11 +17,13 @@ import threading
 from collections.abc import Callable, Sequence
 
 from sockserve.concurrency.children import POLL_WITHOUT_PIDFD
+from sockserve.concurrency.ending import Ending
 from sockserve.concurrency.pauses import Pauses
 from sockserve.concurrency.places import BACK_OFF_FIRST, SETTLED, Places
 from sockserve.concurrency.pulse import WATCH_AGAIN, Pulse
 from sockserve.concurrency.service import Service, Settings, cpu_count
-from sockserve.concurrency.supervised import KILL, Step, Worker, cut_now, drain_within, retire_within
+from sockserve.concurrency.supervised import Step, Worker, cut_now, drain_within, retire_within
+from sockserve.concurrency.time_asleep import TimeAsleep
 from sockserve.concurrency.worker_terms import (
     ACTIVE,
     ASLEEP,
@@ -64,6 +66,9 @@ class Supervisor:
         self._loops: list[Loop] = []
         self._places = Places()
         self._pulse = Pulse(name, service, settings, self.workers, self._hear)
+        self._ending = Ending(name, self._loops, self._pulse)
+        self._press = self._ending.press
+        self._time_asleep = TimeAsleep(self._slept)
         self._cut = 0
         self._told: collections.deque[Callable[[], object]] = collections.deque()
         self._waiting: list[OneShot] = []
@@ -235,7 +240,17 @@ class Supervisor:
             self._fill()
         self._pulse.before_wait(self._loops[-1])
         without_pidfd = any(worker.child.pidfd is None for worker in self.workers.values())
-        self.max_wait = POLL_WITHOUT_PIDFD if without_pidfd else None
+        times = [worker.step_time for worker in self.workers.values() if worker.timer is not None]
+        if self._pulse.is_looking():
+            times.append(self._settings.worker_timeout or 0.0)
+        tick = self._time_asleep.before_wait(self._loops[-1], min(times, default=None))
+        self.max_wait = POLL_WITHOUT_PIDFD if without_pidfd else tick
+
+    def _slept(self, seconds: float) -> None:
+        log.debug("%s: the supervisor itself did not run for %.1f seconds", self._name, seconds)
+        self._pulse.slept()
+        for worker in self.workers.values():
+            self._ending.slept(worker, seconds)
 
     def _roll(self) -> None:
         self._places.generation += 1
@@ -288,19 +303,6 @@ class Supervisor:
             self._waiting.pop().set()
         if self._until_empty or not self._stays_empty or self._is_to_stop():
             self.leave()
-
-    def _press(self, worker: Worker, steps: Sequence[Step]) -> None:
-        """Make the first step now, and the others in time, unless it has ended by then."""
-        if worker.timer is not None:
-            worker.timer.cancel()
-            worker.timer = None
-        (command, delay), *later = steps
-        if command == KILL:
-            log.warning("%s: %s does not end; it is killed", self._name, worker)
-        worker.tell(command)
-        self._pulse.expect_awake(worker)
-        if delay is not None:
-            worker.timer = self._loops[-1].call_later(delay, functools.partial(self._press, worker, later))
 
     # having workers
 
@@ -400,8 +402,7 @@ class Supervisor:
     def _ended(self, worker: Worker, status: int) -> None:
         self._hear(worker)
         self._unwatch(worker)
-        if worker.timer is not None:
-            worker.timer.cancel()
+        self._ending.forget(worker)
         del self.workers[worker.child.pid]
         active = worker.page.numbers[ACTIVE]
         self._cut += max(worker.page.numbers[CUTS], active)

@@ -16,10 +16,12 @@ from typing import Any, NoReturn
 from sockserve.concurrency.children import leave_process
 from sockserve.concurrency.duties import Duties
 from sockserve.concurrency.link import Link
+from sockserve.concurrency.patience import Patience
 from sockserve.concurrency.worker_terms import (
     CAUSE,
     CUT,
     DRAIN,
+    FREE,
     LEAVE,
     LOOK,
     RETIRE,
@@ -52,6 +54,7 @@ def obey(link: Link, duties: Duties) -> None:
 
 
 def _listen(link: Link, duties: Duties) -> None:
+    patience = Patience(link, duties.servers)
     verbs: dict[int, Callable[[], None]] = {
         RETIRE[0]: duties.retire,
         LEAVE[0]: duties.leave,
@@ -59,10 +62,12 @@ def _listen(link: Link, duties: Duties) -> None:
         CUT[0]: duties.cut,
         SUSPEND[0]: duties.pause_or_go_on,
         LOOK[0]: duties.look,
+        FREE[0]: patience.free,
     }
-    while (commands := link.next_orders()) is not None:
+    while (commands := link.next_orders(patience.longest_wait())) is not None:
         for command in commands:
             _do(verbs[command])
+        _do(patience.look)
     log.warning("worker %d: its supervisor is gone; it drains and ends", link.orders.worker_id)
     _do(duties.drain)
     # The end of the main thread's work is the end of the process, and of these waits.

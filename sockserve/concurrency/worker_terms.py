@@ -28,6 +28,7 @@ __all__ = [
     "DRAIN",
     "ENOUGH",
     "FAILED",
+    "FREE",
     "HANDLED",
     "LEAVE",
     "LOOK",
@@ -35,6 +36,7 @@ __all__ = [
     "READY",
     "REFUSED",
     "RETIRE",
+    "STALE",
     "STOPPED",
     "SUSPEND",
     "SUSPENSIONS",
@@ -45,10 +47,10 @@ __all__ = [
     "with_jitter",
 ]
 
-RETIRE, LEAVE, DRAIN, CUT, SUSPEND, LOOK = b"e", b"l", b"d", b"c", b"s", b"k"
+RETIRE, LEAVE, DRAIN, CUT, SUSPEND, LOOK, FREE = b"e", b"l", b"d", b"c", b"s", b"k", b"f"
 """What a worker is told: accept no more and end after the last client; accept no more and end after the last request;
 end the requests' input as well; cut them; pause accepting or go on, as the page says; see whether a client waits that
-somebody else was woken for."""
+somebody else was woken for; end what keeps the loop from turning."""
 
 READY, ENOUGH, STOPPED, ASLEEP, AWAKE, CAUSE = b"\x01", b"\x02", b"\x03", b"\x04", b"\x05", b"\x06"
 """What it tells: it serves; it has served its number of requests; it accepts no more; its loop waits for a request and
@@ -64,19 +66,19 @@ def choose_dump_signal() -> signal.Signals:
     return signal.SIGXCPU if is_ignored(signal.SIGQUIT) else signal.SIGQUIT
 
 
-BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS, BEGUN, TOO_LATE, SUSPENSIONS, PAUSED = range(11)
+BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS, BEGUN, TOO_LATE, SUSPENSIONS, PAUSED, STALE = range(12)
 """SUSPENSIONS: how often the worker shall have paused and gone on, so that an odd number means a pause. PAUSED: for
-which of these numbers it takes no request any more."""
+which of these numbers it takes no request any more. STALE: the beat after which the supervisor waited too long."""
 
 _SLEEPS = 0
 """In the place of the last beat: there is none to come, until there is something to do."""
 
 
-_ORDERS = RETIRE + LEAVE + DRAIN + CUT + SUSPEND + LOOK
+_ORDERS = RETIRE + LEAVE + DRAIN + CUT + SUSPEND + LOOK + FREE
 _WORDS = READY + ENOUGH + STOPPED
 """What is counted on the page, how often it was told: in this order, orders first, after the numbers above."""
 
-_ORDERED = PAUSED + 1
+_ORDERED = STALE + 1
 _SAID = _ORDERED + len(_ORDERS)
 
 
