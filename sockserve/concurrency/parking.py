@@ -26,7 +26,7 @@ from sockserve.log import log
 from sockserve.net.closing import end_input
 from sockserve.net.tls import is_tls
 
-__all__ = ["ParkingLot"]
+__all__ = ["MOST_LIMITS", "ParkingLot"]
 
 
 LIMITS_PER_SECOND = 16
@@ -41,6 +41,9 @@ ROOM_WAIT = 0.05
 ROOM_LOG_INTERVAL = 60.0
 """Seconds between two lines in the log about that."""
 
+
+MOST_LIMITS = 16
+"""Limits of silence whose queues stay when they are empty: to make one anew for each wait costs a microsecond."""
 
 TURN = 0.01
 """Seconds after which a worker that finds more of a client's messages in its buffer looks whether others wait: some
@@ -175,7 +178,7 @@ class ParkingLot:
             queue = self._silent.get(ticket.limit)
             if queue is not None:
                 queue.pop(ticket.fd, None)
-                if not queue:
+                if not queue and len(self._silent) > MOST_LIMITS:
                     # A handler that computes its time-outs may never ask for this one again.
                     del self._silent[ticket.limit]
 
