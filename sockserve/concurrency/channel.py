@@ -269,7 +269,8 @@ class Channel:
     def _on_single_change(self, events: int) -> None:
         loop, self.loop = self.loop, None
         self._on_change(events)
-        if loop is not None and self.loop is not loop and (self.reader is not None or self.writer is not None):
+        is_elsewhere = self.loop is not loop
+        if loop is not None and is_elsewhere and (self.reader is not None or self.writer is not None):
             self.follow(loop)
 
     def _check_time(self, deadline: float | None) -> float:
