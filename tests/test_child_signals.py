@@ -28,23 +28,25 @@ logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 {before}
 
+def masks(text, *names):
+    lines = [line.split() for line in text.splitlines() if line.startswith(names)]
+    # Without 32 and 33, which the C library has for its threads: nptl(7).
+    return " ".join(f"{name} {int(mask, 16) & ~(3 << 31):x}" for name, mask in lines)
+
 def means():
     with open("/proc/self/status") as status:
-        lines = [line.split() for line in status if line.startswith(("SigBlk", "SigIgn", "SigCgt"))]
-    # Without 32 and 33, which the C library has for its threads: nptl(7).
-    masks = [f"{name} {int(mask, 16) & ~(3 << 31):x}" for name, mask in lines]
-    return " ".join(masks) + f" wakeup {signal.set_wakeup_fd(-1)}"
+        found = masks(status.read(), "SigBlk", "SigIgn", "SigCgt")
+    return f"{found} wakeup {signal.set_wakeup_fd(-1)}"
+
+def means_after_exec():
+    text = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True).stdout
+    return masks(text, "SigBlk", "SigIgn")
 
 reader, writer = socket.socketpair()
 writer.setblocking(False)
 signal.set_wakeup_fd(writer.fileno())
 BEFORE = means()
 signal.set_wakeup_fd(writer.fileno())
-
-def means_after_exec():
-    command = ["grep", "-E", "SigBlk|SigIgn", "/proc/self/status"]
-    return subprocess.run(command, capture_output=True, text=True).stdout
-
 BEFORE_EXEC = means_after_exec()
 
 def forked_means(fork):
@@ -68,8 +70,14 @@ def pty_fork():
 masters = []
 
 def sleep_in_child(connection):
-    connection.send("begun")
-    threading.Event().wait()
+    try:
+        connection.send("begun")
+        while True:
+            # A signal that comes just before a wait without limit would be handled only after it.
+            threading.Event().wait(0.02)
+    except KeyboardInterrupt:
+        # What multiprocessing would print is no matter here.
+        os._exit(1)
 
 class Handler(sockserve.StreamRequestHandler):
     def handle(self):
@@ -96,9 +104,11 @@ class Handler(sockserve.StreamRequestHandler):
             # The client's input is still there.
             answer += " " + self.rfile.readline().strip().decode()
         elif what == "leave":
+            # First: the child that unwinds ends the connection, which both have.
+            self.wfile.write(b"left")
+            answer = ""
             if os.fork() == 0:
                 sys.exit(0)
-            answer = "left"
         else:
             answer = str(os.getpid())
         self.wfile.write(answer.encode())
@@ -168,7 +178,11 @@ def test_a_signal_to_a_child_is_the_childs_alone(run: str, model: str) -> None:
     with program(run, model) as served:
         address = ("127.0.0.1", int(served.line()))
         serves = ask(address, b"who\n", timeout=START_LIMIT)
-        for what, status in ((b"terminate", -15), (b"quit", -3), (b"hang up", -1), (b"interrupt", 1)):
+        signals = [(b"terminate", -15), (b"quit", -3), (b"hang up", -1)]
+        if model != "thread":
+            # CPython 3.13 may run no Python handler, KeyboardInterrupt's included, in what a thread has forked.
+            signals.append((b"interrupt", 1))
+        for what, status in signals:
             answer = ask(address, what + b"\nmore\n", timeout=START_LIMIT)
             assert answer == b"%d more" % status
         if model != "fork":
