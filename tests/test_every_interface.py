@@ -186,5 +186,5 @@ def test_a_twin_has_the_zone_too() -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host, 0, 0, number))
         sock.listen()
-        with twin_of(sock, 5) as twin:
+        with twin_of(sock) as twin:
             assert twin.getsockname() == sock.getsockname()

@@ -12,7 +12,6 @@ import contextlib
 import functools
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sockserve.concurrency.duties import Duties
 from sockserve.concurrency.forks import ForkingMixIn
 from sockserve.concurrency.link import Link
+from sockserve.concurrency.server_service import ServerService, begin_to_listen, close_twins, take_place
 from sockserve.concurrency.supervised import leave_within
 from sockserve.concurrency.supervisor import Supervisor
 from sockserve.concurrency.worker_process import obey, wait_for_requests
@@ -34,7 +34,7 @@ from sockserve.core.one_shot import OneShot
 from sockserve.core.taken_signals import Taken, give_back, take
 from sockserve.errors import AlreadyServingError, ServerClosedError
 from sockserve.net import blocking_mode
-from sockserve.net.listen import listens, shares_port, twin_of
+from sockserve.net.listen import listens
 from sockserve.seconds import check_times, limit_of
 
 __all__ = ["PreForkMixIn", "handling_signals"]
@@ -181,7 +181,7 @@ class PreForkMixIn:
     def _serving_supervisor(self) -> Supervisor:
         supervisor: Supervisor | None = self.__dict__.get("_serving_supervisor_made")
         if supervisor is None or supervisor.pid != os.getpid():
-            supervisor = self.__dict__["_serving_supervisor_made"] = Supervisor(self, _Places(self), self)
+            supervisor = self.__dict__["_serving_supervisor_made"] = Supervisor(self, ServerService(self), self)
         return supervisor
 
     # All the time, not only while a worker has it: the description is the same for all of them.
@@ -280,9 +280,7 @@ class PreForkMixIn:
 
     def _serving_close_ports(self) -> None:
         super().server_close()  # type: ignore[misc]
-        twins: dict[int, socket.socket] = vars(self).pop("_serving_twins", {})
-        for twin in twins.values():
-            twin.close()
+        close_twins(self)
 
     # in a worker
 
@@ -294,7 +292,7 @@ class PreForkMixIn:
             attributes.pop(name, None)
         self.worker_id = link.orders.worker_id
         self._serving_link = link
-        self._serving_take_place()
+        self._serving_shares_listener = take_place(self)
         duties = Duties(link, [self])
         self.observers = (*getattr(self, "observers", (LogObserver(),)), duties)
         # The supervisor has the clock.
@@ -303,22 +301,12 @@ class PreForkMixIn:
             _beat_and_count_by_hooks(self, link, duties)
         obey(link, duties)
         self.setup_worker()
+        begin_to_listen(self)
         super().serve_forever(self._serving_poll_interval)  # type: ignore[misc]
         link.has_stopped()
         self.server_close()
         wait_for_requests([self])
         duties.wait_to_end()
-
-    def _serving_take_place(self) -> None:
-        twins: dict[int, socket.socket] = vars(self).pop("_serving_twins", {})
-        mine = twins.pop(self.worker_id or 0, None)
-        if mine is not None:
-            self.socket.close()
-            self.socket: Any = mine
-        # Several that wake for one connection cost more than one that has its socket for itself.
-        self._serving_shares_listener = mine is None and not shares_port(getattr(self, "socket", None))
-        for twin in twins.values():
-            twin.close()
 
     def _serving_has_begun(self, acceptor: Any) -> None:
         super()._serving_has_begun(acceptor)  # type: ignore[misc]
@@ -338,50 +326,6 @@ OF_THE_SUPERVISOR = (
     "_serving_bound_path",
 )
 """Attributes of a server that a worker begins without: they are about what its parent does."""
-
-
-class _Places:
-    """A server, as its supervisor needs it."""
-
-    def __init__(self, server: PreForkMixIn) -> None:
-        self._server: Any = server
-
-    def work(self, link: Link) -> None:
-        """Serve."""
-        self._server._serving_work_as_worker(link)  # noqa: SLF001
-
-    def open_place(self, place: int) -> None:
-        """Give a place a listener of its own, if the port may be shared by several; the first has the server's."""
-        server = self._server
-        listener: Any = getattr(server, "socket", None)
-        if place and shares_port(listener):
-            twins = _twins_of(server)
-            if place not in twins:
-                twins[place] = twin_of(listener, server.request_queue_size)
-
-    def close_place(self, place: int) -> None:
-        """Close that listener."""
-        twin = _twins_of(self._server).pop(place, None)
-        if twin is not None:
-            twin.close()
-
-    def ports(self) -> list[int]:
-        """The server's, and those of places that have one of their own."""
-        return [self._server.fileno(), *(twin.fileno() for twin in _twins_of(self._server).values())]
-
-    def close_ports(self) -> None:
-        """Close this process's listeners."""
-        self._server._serving_close_ports()  # noqa: SLF001
-
-    def serves(self) -> None:
-        """Let ``wait_until_serving()`` return."""
-        self._server._serving_prefork_lifecycle.serving.set()  # noqa: SLF001
-
-
-def _twins_of(server: Any) -> dict[int, socket.socket]:
-    """The listeners of all places but the first, where each place has one of its own."""
-    twins: dict[int, socket.socket] = server.__dict__.setdefault("_serving_twins", {})
-    return twins
 
 
 def _beat_and_count_by_hooks(server: Any, link: Link, duties: Duties) -> None:

@@ -430,12 +430,12 @@ class Supervisor:
         if places.rolls_in_vain(place):
             how = f"the rolling restart is given up, and the old workers go on: {how}"
         log.error("%s: %s", self._name, how)
+        if places.holders and place not in places.holders:
+            self._service.quiet_place(place)
         delay = places.failed(attempt, was_ready=was_ready)
         if places.is_hopeless():
-            text = (
-                f"{self._name}: {places.failures} times in a row workers ended as soon as they began; the last: {how}"
-            )
-            self._error = CrashLoopError(text)
+            failed = f"{places.failures} times in a row workers ended as soon as they began"
+            self._error = CrashLoopError(f"{self._name}: {failed}; the last: {how}")
             self._stays_empty = False
             self._end_all(drain_within(self._settings.drain_timeout))
         elif delay is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -17,6 +18,8 @@ __all__ = [
     "adopt",
     "apply_reuse",
     "family_of",
+    "listen_anew",
+    "listen_no_more",
     "listens",
     "open_socket",
     "shares_port",
@@ -67,27 +70,74 @@ def shares_port(sock: object) -> bool:
     return sock.family in (socket.AF_INET, socket.AF_INET6) and bool(sock.getsockopt(socket.SOL_SOCKET, option))
 
 
-def twin_of(sock: socket.socket, backlog: int) -> socket.socket:
-    """Make another socket at the address of one that shares its port, with the same options, TLS and mode.
+_OPTION_NUMBERS: tuple[int, ...] = (
+    tuple(range(1, 128))
+    if sys.platform.startswith("linux")
+    else tuple({value for name, value in vars(socket).items() if name.startswith(("SO_", "TCP_", "IP_", "IPV6_"))})
+)
+"""What options may have for numbers: below 128 in all headers of Linux (asm/socket.h, linux/in.h, in6.h, tcp.h)."""
 
-    Raises OSError.
+_OWN_OPTIONS = {getattr(socket, "SO_INCOMING_CPU", 49)}
+"""Options of SOL_SOCKET that tell what happened to one socket: the CPU that its last packet came on (socket(7))."""
+
+_DOUBLED = {socket.SO_RCVBUF, socket.SO_SNDBUF}
+"""Linux gives back twice the size that was set (socket(7))."""
+
+_LONGEST_OPTION = 64
+
+
+def twin_of(sock: socket.socket) -> socket.socket:
+    """Make another socket at the address of one that shares its port, with its options, TLS and mode; it does not listen.
+
+    Every option that can be read and set is copied where it differs from a new socket's, whether the server's hooks set
+    it or the program. What cannot be read is not: filters, multicast memberships. Raises OSError.
     """
     twin = socket.socket(sock.family, sock.type, sock.proto)
     try:
-        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-            twin.setsockopt(socket.SOL_SOCKET, option, sock.getsockopt(socket.SOL_SOCKET, option))
-        if sock.family == socket.AF_INET6:
-            only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-            twin.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        _copy_options(sock, twin)
         twin.bind(sock.getsockname())
-        if listens(sock):
-            twin.listen(backlog)
         twin = wrapped_like(sock, twin)
         twin.settimeout(sock.gettimeout())
     except BaseException:
         twin.close()
         raise
     return twin
+
+
+def _copy_options(sock: socket.socket, twin: socket.socket) -> None:
+    levels = {socket.SOL_SOCKET, socket.IPPROTO_IP if sock.family == socket.AF_INET else socket.IPPROTO_IPV6}
+    if sock.type == socket.SOCK_STREAM:
+        levels.add(socket.IPPROTO_TCP)
+    for level in levels:
+        for number in _OPTION_NUMBERS:
+            if level == socket.SOL_SOCKET and number in _OWN_OPTIONS:
+                continue
+            try:
+                value = sock.getsockopt(level, number, _LONGEST_OPTION)
+                if value == twin.getsockopt(level, number, _LONGEST_OPTION):
+                    continue
+                if level == socket.SOL_SOCKET and number in _DOUBLED and sys.platform.startswith("linux"):
+                    value = (int.from_bytes(value, sys.byteorder) // 2).to_bytes(len(value), sys.byteorder)
+                twin.setsockopt(level, number, value)
+            except OSError:
+                # No such option, one that is read only, or one that needs a privilege: as for the program.
+                continue
+
+
+def listen_anew(sock: socket.socket, backlog: int) -> None:
+    """Listen if it is a stream socket that does not: a twin, or one that ``listen_no_more()`` was called for."""
+    if sock.type == socket.SOCK_STREAM and not listens(sock):
+        sock.listen(backlog)
+
+
+def listen_no_more(sock: socket.socket) -> None:
+    """Let the kernel give new connections to the other sockets of the port; those that wait here are reset.
+
+    The socket stays bound, and may listen again: listen(2) after shutdown(2), as Linux has it. Elsewhere no effect.
+    """
+    if sys.platform.startswith("linux") and sock.type == socket.SOCK_STREAM:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RD)
 
 
 def family_of(host: object, default: int) -> int:

@@ -78,6 +78,9 @@ class _Service:
     def open_place(self, place: int) -> None:
         """Nothing: all places share the listeners."""
 
+    def quiet_place(self, place: int) -> None:
+        """Nothing: who waits there waits for all."""
+
     def close_place(self, place: int) -> None:
         """Nothing to close."""
 
