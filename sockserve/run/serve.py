@@ -18,6 +18,7 @@ from sockserve.log import counted, log
 from sockserve.net.address import format_address
 from sockserve.run.loading import load_handler
 from sockserve.run.opening import AnyServer, open_servers
+from sockserve.run.orphans import leave_orphans_to_a_parent
 from sockserve.run.signals import handling, noting_sigterm
 from sockserve.run.stopping import Stop, time_limit
 from sockserve.seconds import limit_of
@@ -55,6 +56,10 @@ def serve(
     signal cuts at once. A thread that goes on even then is left behind as a daemon, an inline handler is ended by an
     exception, a child is killed. On return all is closed and the signals mean again what they did before.
 
+    As process 1 (of a container), called in the main thread of a program without other threads or children, it forks:
+    process 1 reaps orphans and passes signals on, its child returns from here, and process 1 ends when that does, with
+    its exit status. No status is taken from the program's own children. Else as process 1 a warning is logged.
+
     handler: the class, or any callable that takes ``(request, client_address, server)``; or "package.module:Class".
     addresses: ``tcp://host:port``, ``tcp://[::1]:0``, ``udp://…``, ``unix:/path``, ``unix-dgram:/path``, ``fd:N``.
         Without a host (``tcp://:80``) two servers have the port, for IPv4 and for IPv6. Of a
@@ -83,6 +88,7 @@ def serve(
     """
     _check(addresses, model, max_children, max_workers, drain_timeout)
     _check_processes(processes, model, max_requests, worker_timeout)
+    leave_orphans_to_a_parent()
     drain_timeout, worker_timeout = limit_of(drain_timeout), limit_of(worker_timeout)
     name = handler if isinstance(handler, str) else None
     factory = load_handler(handler) if isinstance(handler, str) else handler
