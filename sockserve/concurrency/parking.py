@@ -156,7 +156,12 @@ class ParkingLot:
             live = self.later.popleft()
         except IndexError:
             return
-        self.serve(live, False)
+        go_on = live.go_on
+        try:
+            self.serve(live, False)
+        except BaseException:
+            self.undo_taking(live, go_on)
+            raise
 
     def _limit(self, live: LiveRequest, limit: float) -> None:
         ticket = live.ticket
@@ -249,6 +254,24 @@ class ParkingLot:
         """Park one again that was taken out and not served. For a worker, which ends it if that fails."""
         if not self._arm(live):
             self._end(live)
+
+    def undo_taking(self, live: LiveRequest, go_on: object) -> None:
+        """Park one again that the caller took out, if serving it has not begun. For a worker that dies of an exception.
+
+        ``go_on`` is what the record had when it was taken out; None: that was not yet looked at.
+        """
+        # Parked again by its handler it has another one, and may be another worker's.
+        if live.state != "parked" or (go_on is not None and live.go_on is not go_on):
+            return
+        if live.ticket.limit:
+            self._limit(live, live.ticket.limit)
+        self._give_back(live)
+
+    def hear_again(self, fd: int | None) -> None:
+        """Arm a parked connection again of whose event nothing came; None: all, as it may be any."""
+        for live in self.parked.copy().values() if fd is None else filter(None, [self.parked.get(fd)]):
+            if self.claim(live):
+                self._give_back(live)
 
     def _give_back(self, live: LiveRequest) -> None:
         """The same, for any thread: what cannot be parked again waits for one that ends it."""

@@ -230,6 +230,9 @@ class Worker:
             # In a process that a handler forked it is the end of that process.
             if not (pool.is_lost and isinstance(error, SystemExit)):
                 log.exception("%s: %s dies, another worker takes its place", pool.settings.name, self.thread.name)
+            if pool.stopping and not pool.is_lost:
+                # It may have been the last that would.
+                pool.lot.end_all()
         finally:
             if not has_retired:
                 pool.idle.pop()
@@ -257,39 +260,51 @@ class Worker:
         later = lot.later
         workers, fewest, idle_timeout = pool.workers, pool.settings.fewest, pool.settings.idle_timeout
         is_needed = False
-        while not pool.stopping:
-            claims = lot.claims
-            # The last few, and whoever waits alone, wait without limit: an idle pool does not wake.
-            # One that was there before this look goes on after it, so that neither waits for the other's end.
-            has_later = bool(later)
-            events = poll(0 if has_later else -1 if is_needed or len(workers) <= fewest else idle_timeout, 1)
-            if not events:
-                if later:
-                    self._serve_later()
+        events = live = go_on = None
+        try:
+            while not pool.stopping:
+                claims = lot.claims
+                events = live = go_on = None
+                # The last few, and whoever waits alone, wait without limit: an idle pool does not wake.
+                # One that was there before this look goes on after it, so that neither waits for the other's end.
+                has_later = bool(later)
+                events = poll(0 if has_later else -1 if is_needed or len(workers) <= fewest else idle_timeout, 1)
+                if not events:
+                    if later:
+                        self._serve_later()
+                        continue
+                    if pool.may_retire(self):
+                        return True
+                    is_needed = True
                     continue
-                if pool.may_retire(self):
-                    return True
-                is_needed = True
-                continue
-            is_needed = False
-            fd, event = events[0]
-            idle.pop()
-            try:
-                if not idle:
-                    pool.last_place_was_taken()
-                if fd == pool.listener_fd:
-                    self._take()
-                elif (live := parked.pop(fd, None)) is not None:
-                    if lot.claims == claims and not claims & 1:
-                        lot.serve(live, event == INPUT)
-                    else:
-                        # The event may be about an earlier connection that had this descriptor.
-                        lot.put_back(live)
-            finally:
-                self.served += 1
-                idle.append(None)
-            if has_later:
-                self._serve_later()
+                is_needed = False
+                fd, event = events[0]
+                idle.pop()
+                try:
+                    if not idle:
+                        pool.last_place_was_taken()
+                    if fd == pool.listener_fd:
+                        self._take()
+                    elif (live := parked.pop(fd, None)) is not None:
+                        go_on = live.go_on
+                        if lot.claims == claims and not claims & 1:
+                            lot.serve(live, event == INPUT)
+                        else:
+                            # The event may be about an earlier connection that had this descriptor.
+                            lot.put_back(live)
+                finally:
+                    self.served += 1
+                    idle.append(None)
+                if has_later:
+                    self._serve_later()
+        except BaseException:
+            # What it was told of no other worker is told.
+            if not pool.is_lost:
+                if live is not None:
+                    lot.undo_taking(live, go_on)
+                else:
+                    lot.hear_again(events[0][0] if events else None)
+            raise
         return False
 
     def _serve_later(self) -> None:
