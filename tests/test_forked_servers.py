@@ -18,8 +18,9 @@ from under_test import LIMIT
 from waiting import wait_until
 
 import sockserve
+from sockserve.concurrency.cooperative_socket import CooperativeSocket
 from sockserve.core.loop import Loop
-from sockserve.greenlets import GreenletMixIn, sleep
+from sockserve.greenlets import GreenletMixIn, spawn
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
 
@@ -202,17 +203,18 @@ def test_a_client_in_service_outlives_a_child_that_ends(running: Running, model:
 
 def test_a_forked_greenlets_child_serves_no_other_client(running: Running) -> None:
     """A child that goes on in its loop has the worker that forked, and no other: those are the parent's."""
-    read, write = os.pipe()
+    child, parent = socket.socketpair()
+    parent.settimeout(LIMIT)
 
     class Handler(sockserve.StreamRequestHandler):
         def handle(self) -> None:
             while data := self.rfile.readline():
                 if data == b"fork\n" and not os.fork():
-                    signal.alarm(2)
-                    # Its turn: the loop of this process looks for what the others wait for.
-                    sleep(0.2)
-                    os.write(write, b"ended")
-                    os._exit(0)
+                    signal.alarm(int(LIMIT))
+                    waits = CooperativeSocket(fileno=child.detach())
+                    # In the first turn of the loop of this process, which looks for what the others wait for.
+                    spawn(waits.sendall, b"waits")
+                    os._exit(int(waits.recv(10) != b"end"))
                 self.wfile.write(data)
 
     server = running(made("greenlet", Handler))
@@ -222,11 +224,13 @@ def test_a_forked_greenlets_child_serves_no_other_client(running: Running) -> No
             one.sendall(b"fork\n")
             one.settimeout(LIMIT)
             assert one.recv(100) == b"fork\n"
+            assert parent.recv(10) == b"waits"
+            other.settimeout(LIMIT)
             for _ in range(20):
                 other.sendall(b"x\n")
                 assert other.recv(100) == b"x\n"
-            assert os.read(read, 10) == b"ended"
-        os.waitpid(-1, 0)
+            parent.sendall(b"end")
+        assert os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]) == 0
     finally:
-        os.close(read)
-        os.close(write)
+        child.close()
+        parent.close()
