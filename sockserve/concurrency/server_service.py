@@ -20,6 +20,8 @@ class ServerService:
 
     def __init__(self, server: Any) -> None:
         self._server = server
+        self._empty: set[int] = set()
+        """Places whose worker could not start, while none is being started."""
 
     def work(self, link: Link) -> None:
         """Serve."""
@@ -28,13 +30,19 @@ class ServerService:
     def open_place(self, place: int) -> None:
         """Give a place a listener of its own, if the port may be shared by several; the first has the server's."""
         listener: Any = getattr(self._server, "socket", None)
+        self._empty.discard(place)
         if place and shares_port(listener):
             twins = _twins_of(self._server)
             if place not in twins:
                 twins[place] = twin_of(listener)
 
-    def quiet_place(self, place: int) -> None:
-        """Let no client wait at this place: the others serve, and its worker could not start."""
+    def place_is_empty(self, place: int, others_serve: bool) -> None:
+        """Let no client wait there, as soon as there is a worker elsewhere: the kernel would give it its share."""
+        self._empty.add(place)
+        if others_serve:
+            self._quiet(place)
+
+    def _quiet(self, place: int) -> None:
         listener: Any = getattr(self._server, "socket", None)
         if not shares_port(listener):
             return
@@ -63,7 +71,9 @@ class ServerService:
         self._server._serving_close_ports()  # noqa: SLF001 - as above
 
     def serves(self) -> None:
-        """Let ``wait_until_serving()`` return."""
+        """A worker is ready: let ``wait_until_serving()`` return."""
+        for place in self._empty:
+            self._quiet(place)
         self._server._serving_prefork_lifecycle.serving.set()  # noqa: SLF001 - as above
 
 

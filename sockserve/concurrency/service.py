@@ -35,8 +35,8 @@ class Service(Protocol):
     def open_place(self, place: int) -> None:
         """The worker of this number is about to be made. Raises OSError."""
 
-    def quiet_place(self, place: int) -> None:
-        """Its worker could not start, and workers of other places serve."""
+    def place_is_empty(self, place: int, others_serve: bool) -> None:
+        """Its worker could not start; whether workers of other places serve."""
 
     def close_place(self, place: int) -> None:
         """There shall be no worker of this number any more."""

@@ -429,9 +429,9 @@ class Supervisor:
         places = self._places
         if places.rolls_in_vain(place):
             how = f"the rolling restart is given up, and the old workers go on: {how}"
+        if place not in places.holders:
+            self._service.place_is_empty(place, bool(places.holders))
         log.error("%s: %s", self._name, how)
-        if places.holders and place not in places.holders:
-            self._service.quiet_place(place)
         delay = places.failed(attempt, was_ready=was_ready)
         if places.is_hopeless():
             failed = f"{places.failures} times in a row workers ended as soon as they began"

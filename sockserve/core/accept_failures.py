@@ -13,8 +13,9 @@ from typing import Any
 from sockserve.core.accepting import Acceptor
 from sockserve.core.active_requests import LiveRequest, table_of
 from sockserve.core.events import Events, events_of
-from sockserve.core.request_life import contain
-from sockserve.errors import ListenerLostError
+from sockserve.core.request_life import close, contain
+from sockserve.errors import HandshakeError, ListenerLostError
+from sockserve.log import log
 from sockserve.net.accept_errors import Verdict
 from sockserve.net.tls import refusal_of
 
@@ -65,5 +66,13 @@ def _fail(server: Any, live: LiveRequest, error: BaseException) -> None:
     live.table.enter(live)
     if live.events.accept:
         Events.emit(live.events.accept, server, live)
-    # An override may wrap what it accepted: a client that fails the handshake is one line, as everywhere.
-    raise refusal_of(error)
+    refusal = refusal_of(error)
+    if not isinstance(refusal, HandshakeError):
+        raise error
+    # An override wrapped what it accepted, and the client failed the handshake. Not to handle_error(), which programs
+    # let raise: socketserver says nothing of an OSError here.
+    live.outcome = "refused"
+    if live.events.error:
+        Events.emit(live.events.error, server, live, refusal)
+    log.info("refused %s: %s", live.client_address, refusal)
+    close(server, live)

@@ -87,7 +87,7 @@ _LONGEST_OPTION = 64
 
 
 def twin_of(sock: socket.socket) -> socket.socket:
-    """Make another socket at the address of one that shares its port, with its options, TLS and mode; it does not listen.
+    """Make another socket at the address of one that shares its port, with its options, TLS and mode; not listening.
 
     Every option that can be read and set is copied where it differs from a new socket's, whether the server's hooks set
     it or the program. What cannot be read is not: filters, multicast memberships. Raises OSError.

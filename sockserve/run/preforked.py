@@ -78,8 +78,8 @@ class _Service:
     def open_place(self, place: int) -> None:
         """Nothing: all places share the listeners."""
 
-    def quiet_place(self, place: int) -> None:
-        """Nothing: who waits there waits for all."""
+    def place_is_empty(self, place: int, others_serve: bool) -> None:
+        """Nothing: all places share the listeners."""
 
     def close_place(self, place: int) -> None:
         """Nothing to close."""
