@@ -22,11 +22,12 @@ from sockserve.concurrency.shared_poller import open_shared_poller
 from sockserve.concurrency.threads import interpreter_ends
 from sockserve.concurrency.workers import Pool
 from sockserve.core.accepting import Acceptor
-from sockserve.core.lifecycle import Lifecycle
+from sockserve.core.lifecycle import CUT_GRACE, Lifecycle
 from sockserve.core.loop import Loop, Timer
 from sockserve.log import counted, log
 from sockserve.net.accept import counter_of
 from sockserve.net.accept_errors import Verdict, is_out_of_descriptors
+from sockserve.net.blocking_mode import give_back
 
 __all__ = ["Coordinator"]
 
@@ -64,6 +65,8 @@ class Coordinator(Acceptor):
         self._retires = False
         self._say_paused: Callable[[], object] | None = None
         self._hears_end = False
+        self._lent: list[Any] = []
+        """The listener, if its mode is given back after this stay."""
         try:
             super().__init__(server, lifecycle, loop, poll_interval)
         except BaseException:
@@ -317,18 +320,47 @@ class Coordinator(Acceptor):
             return
         self.stop_requested = True
         self._unwatch()
-        # A worker in accept() must not find the listener blocking again.
-        while True:
-            change = self.table.next_change()
-            if not self._is_taking():
-                break
-            change.wait()
+        self._wait_for_the_taking()
         self.table.lot = None
         self.pool.stop()
         if self.lot.parked or self.lot.unheard:
             self._help_to_end()
         super()._leave()
         self._end_pool()
+
+    def _wait_for_the_taking(self) -> None:
+        deadline = time.monotonic() + CUT_GRACE
+        while True:
+            change = self.table.next_change()
+            try:
+                if not self._is_taking():
+                    return
+                limit = deadline - time.monotonic()
+                if limit <= 0:
+                    # A get_request() of the program's own, which waits for a client that may never speak.
+                    text = "%s: the loop ends although get_request() has not returned for %g s in a worker"
+                    log.warning(text, self.server, CUT_GRACE)
+                    return
+                change.wait(limit)
+            finally:
+                self.table.forget_change(change)
+
+    def _return_listener(self) -> None:
+        if self._is_lent and self._is_taking():
+            self._is_lent = False
+            self._lent.append(self.listener)
+            self._return_when_taken()
+        super()._return_listener()
+
+    def _return_when_taken(self) -> None:
+        """A worker in accept() must not find the listener blocking again. From any thread."""
+        # In this order, or the last change could come between the two.
+        self.table.on_next_change(self._return_when_taken)
+        if not self._is_taking():
+            self.table.not_on_next_change(self._return_when_taken)
+            # By one of the threads that come here at once.
+            with contextlib.suppress(IndexError):
+                give_back(self._lent.pop())
 
     def _end_pool(self) -> None:
         if not self._is_over:
