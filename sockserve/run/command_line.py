@@ -40,7 +40,7 @@ SIGTERM or Ctrl-C stops: no new requests, those in progress may end, a second on
 make no sense.
 
 With --processes, SIGHUP replaces the workers one after the other by such that load the handler's class anew, without
-losing a request; SIGTTIN and SIGTTOU make it one worker more or less.
+losing a request; SIGTTIN and SIGTTOU make it one worker more or less. Without it they are answered by a warning.
 
 addresses:
 {ACCEPTED_FORMS}

@@ -19,7 +19,7 @@ from sockserve.net.address import format_address
 from sockserve.run.loading import load_handler
 from sockserve.run.opening import AnyServer, open_servers
 from sockserve.run.orphans import leave_orphans_to_a_parent
-from sockserve.run.signals import handling, noting_sigterm
+from sockserve.run.signals import answering_for_processes, handling, noting_sigterm
 from sockserve.run.stopping import Stop, time_limit
 from sockserve.seconds import limit_of
 
@@ -72,6 +72,8 @@ def serve(
         SIGTTIN and SIGTTOU make it one more or less. Observers hear in the workers; the counters are those of all, and
         no address is left before all are. ``suspend()`` has an effect once all servers are suspended, and what the
         workers have in progress is nothing that ``wait_idle()`` or ``drain()`` of a server would know of.
+        Without processes a SIGHUP with its default meaning is logged as without effect, and so are SIGTTIN and SIGTTOU
+        if there is no controlling terminal, which would stop a background job by them.
     max_requests: after about how many requests a worker is replaced; None: never.
     worker_timeout: seconds after which a worker whose loop stands still is replaced; None: never.
     backlog: connections that the kernel may hold while nobody accepts (listen(2)); None: as many as the system allows.
@@ -163,6 +165,7 @@ def _serve_here(
             server.attach(loop)
         if handles_signals:
             last_first.enter_context(handling(stop.on_signal))
+            last_first.enter_context(answering_for_processes(loop))
             if model in ("inline", "greenlet") and drain_timeout is not None:
                 last_first.enter_context(time_limit(stop, drain_timeout))
         signals.lifted(ready)

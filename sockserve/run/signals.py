@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import signal
 from collections.abc import Callable, Generator, Sequence
 
+from sockserve.core.deferral import get_handler
+from sockserve.core.loop import Loop
 from sockserve.core.taken_signals import Taken, give_back, is_ignored, take
+from sockserve.log import log
 
-__all__ = ["STOP_SIGNALS", "handling", "noting_sigterm"]
+__all__ = ["STOP_SIGNALS", "answering_for_processes", "handling", "noting_sigterm"]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """What a terminal's Ctrl-C sends, and what a supervisor sends: systemd, Docker, kill(1)."""
@@ -50,3 +55,42 @@ def noting_sigterm(*, noted: bool) -> Generator[Sequence[signal.Signals]]:
     early: list[signal.Signals] = []
     with handling(early.append, (signal.SIGTERM,)) if noted else contextlib.nullcontext():
         yield early
+
+
+FOR_PROCESSES = {
+    "SIGHUP": "replaces the workers",
+    "SIGTTIN": "makes them one more",
+    "SIGTTOU": "makes them one less",
+}
+"""What signals do to worker processes."""
+
+
+@contextlib.contextmanager
+def answering_for_processes(loop: Loop) -> Generator[None]:
+    """Without worker processes, log what a signal for them would do, instead of being ended or stopped by it.
+
+    Only for signals with their default meaning. With a controlling terminal SIGTTIN and SIGTTOU keep theirs, to stop a
+    background job: caught, they would come again for each try to read or write. For the main thread only: ValueError.
+    """
+
+    def answer(name: str, what: str, _: signal.Signals) -> None:
+        # Not here: the code that the signal interrupts may hold a lock of the log.
+        loop.call_soon(functools.partial(log.warning, "%s has no effect: it %s with processes only", name, what))
+        loop.wake()
+
+    with contextlib.ExitStack() as last_first:
+        for name, what in FOR_PROCESSES.items():
+            signum = getattr(signal, name, None)
+            if signum is None or get_handler(signum) != signal.SIG_DFL:
+                continue
+            if name == "SIGHUP" or not _has_terminal():
+                last_first.enter_context(handling(functools.partial(answer, name, what), (signum,)))
+        yield
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,58 @@
+"""Signals that are meant for worker processes, to a server without any."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from programs import Program
+from under_test import LIMIT
+from waiting import wait_until
+
+PROGRAM = """
+import os, signal
+import sockserve
+{before}
+class Handler(sockserve.BaseRequestHandler):
+    def handle(self):
+        self.request.sendall(b"answer")
+
+{session}
+sockserve.serve(
+    Handler, "tcp://127.0.0.1:0", model={model!r},
+    ready=lambda servers: print(servers[0].server_address[1], flush=True),
+)
+print(repr(signal.getsignal(signal.SIGHUP) == signal.SIG_DFL), flush=True)
+"""
+WITHOUT_TERMINAL = "os.setsid()"
+
+
+@pytest.mark.parametrize("model", ["thread", "inline", "pool", "fork"])
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU])
+def test_a_signal_for_workers_is_answered_by_a_line(signum: signal.Signals, model: str) -> None:
+    """The server serves on, one line tells what the signal does with processes, and at the end it means what it did."""
+    with Program(PROGRAM.format(before="", session=WITHOUT_TERMINAL, model=model)) as program:
+        assert int(program.line())
+        program.send(signum)
+        wait_until(lambda: f"{signum.name} has no effect" in program.errors())
+        program.send(signal.SIGTERM)
+        assert program.line() == "True"
+        assert program.status(LIMIT) == 0
+        assert program.errors().count("has no effect") == 1
+
+
+@pytest.mark.parametrize(
+    "meaning", ["signal.SIG_IGN", "lambda *_: print('heard', flush=True)"], ids=["ignored", "set by the program"]
+)
+def test_a_meaning_that_the_program_gave_stays(meaning: str) -> None:
+    """An ignored signal stays ignored, a handler of the program hears it; nothing is logged."""
+    before = f"signal.signal(signal.SIGHUP, {meaning})"
+    with Program(PROGRAM.format(before=before, session="", model="thread")) as program:
+        assert int(program.line())
+        program.send(signal.SIGHUP)
+        if "heard" in meaning:
+            assert program.line() == "heard"
+        program.send(signal.SIGTERM)
+        assert program.line()
+        assert program.status(LIMIT) == 0
+        assert "has no effect" not in program.errors()
