@@ -7,9 +7,11 @@ Rule 3. After a failed start the next is tried alone, and later each time, until
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from sockserve.concurrency.supervised import Worker
 
-__all__ = ["BACK_OFF_FIRST", "BACK_OFF_LAST", "GIVE_UP_AFTER", "SETTLED", "Places"]
+__all__ = ["BACK_OFF_FIRST", "BACK_OFF_LAST", "GIVE_UP_AFTER", "SETTLED", "Places", "back_off"]
 
 SETTLED = 1.0
 """Seconds that a worker has to serve before what ends it no longer counts as a failed start."""
@@ -22,6 +24,12 @@ BACK_OFF_LAST = 5.0
 
 GIVE_UP_AFTER = 6
 """Failed starts in a row, while nobody serves, after which it is hopeless: 3 seconds for what is merely late."""
+
+
+def back_off(failures: int) -> float:
+    """Seconds of the pause after so many failures in a row, at least one."""
+    # No float is as large as the 1024th power of 2.
+    return min(BACK_OFF_FIRST * 2.0 ** min(failures - 1, 60), BACK_OFF_LAST)
 
 
 class Places:
@@ -40,16 +48,17 @@ class Places:
         """Failed attempts in a row."""
         self._last_was_ready = False
 
-    def next_to_start(self, wanted: int) -> list[int]:
-        """The places whose next worker may begin now, if there are to be so many."""
+    def next_to_start(self, wanted: int, held: Container[int | None] = ()) -> list[int]:
+        """The places whose next worker may begin now, if there are to be so many; none of those ``held``."""
         if self.failures and self.starting:
             return []
         missing = [place for place in range(wanted) if place not in self.holders and place not in self.starting]
+        missing = [place for place in missing if place not in held]
         if missing:
             return missing[:1] if self.failures else missing
         if self.starting:
             return []
-        return [place for place, worker in self.holders.items() if self._is_outdated(worker)][:1]
+        return [place for place, worker in self.holders.items() if self._is_outdated(worker) and place not in held][:1]
 
     def _is_outdated(self, worker: Worker) -> bool:
         return worker.wants_out or worker.generation < self.generation
@@ -99,7 +108,7 @@ class Places:
         self.attempt += 1
         self.failures += 1
         self._last_was_ready = was_ready
-        return min(BACK_OFF_FIRST * 2.0 ** (self.failures - 1), BACK_OFF_LAST)
+        return back_off(self.failures)
 
     def is_hopeless(self) -> bool:
         """Whether nothing but failed starts is left."""

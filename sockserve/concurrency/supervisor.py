@@ -19,9 +19,10 @@ from collections.abc import Callable, Sequence
 from sockserve.concurrency.children import POLL_WITHOUT_PIDFD
 from sockserve.concurrency.ending import Ending
 from sockserve.concurrency.pauses import Pauses
-from sockserve.concurrency.places import BACK_OFF_FIRST, SETTLED, Places
+from sockserve.concurrency.places import SETTLED, Places
 from sockserve.concurrency.pulse import WATCH_AGAIN, Pulse
 from sockserve.concurrency.service import Service, Settings, cpu_count
+from sockserve.concurrency.storms import Storms
 from sockserve.concurrency.supervised import Step, Worker, cut_now, drain_within, retire_within
 from sockserve.concurrency.time_asleep import TimeAsleep
 from sockserve.concurrency.worker_terms import (
@@ -40,7 +41,7 @@ from sockserve.concurrency.worker_terms import (
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import Counters
 from sockserve.core.frugal_loop import host_somehow
-from sockserve.core.loop import Loop, Timer
+from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.errors import CrashLoopError
 from sockserve.log import counted, log
@@ -65,6 +66,7 @@ class Supervisor:
         self._settings = settings
         self._loops: list[Loop] = []
         self._places = Places()
+        self._storms = Storms(name, self._loops)
         self._pulse = Pulse(name, service, settings, self.workers, self._hear)
         self._ending = Ending(name, self._loops, self._pulse)
         self._press = self._ending.press
@@ -79,13 +81,12 @@ class Supervisor:
     def _begin(self) -> None:
         self._wanted = self._settings.processes or cpu_count()
         self._is_to_drain = self._has_drained = False
-        self._is_to_stop: Callable[[], bool] = _no
-        self._is_suspended: Callable[[], bool] = _no
+        self._is_to_stop: Callable[[], bool] = bool
+        self._is_suspended: Callable[[], bool] = bool
         self._is_stopping = self._is_ending = self._stays_empty = self._until_empty = False
         self._asked_steps: Sequence[Step] | None = None
         self._error: CrashLoopError | None = None
         self._places.failures = 0
-        self._pause: Timer | None = None
 
     # what it is told, from any thread and in signal handlers
 
@@ -194,7 +195,7 @@ class Supervisor:
                 loop.remove(self)
                 self._loops.remove(loop)
                 self._until_empty = is_outer
-                self._pause = None
+                self._storms.rest()
                 if self._loops:
                     self._pulse.look(self._loops[-1])
 
@@ -313,8 +314,8 @@ class Supervisor:
                 self._press(worker, retire_within(self._settings.drain_timeout))
             self.leave_ports()
             self._service.close_place(place)
-        for place in places.next_to_start(self._wanted):
-            if self._pause is None and not self._is_ending:
+        for place in places.next_to_start(self._wanted, self._storms.held):
+            if None not in self._storms.held and not self._is_ending:
                 self._start(place)
 
     def _start(self, place: int) -> None:
@@ -376,9 +377,11 @@ class Supervisor:
             worker.has_stopped = True
             self._pulse.let_others_look(worker)
             if not worker.is_leaving:
-                # Somebody else told it so: SIGTERM.
+                # By SIGTERM, or by itself. What counts is this moment: its requests may take their time to end.
                 self._places.forget(worker)
                 self._press(worker, retire_within(self._settings.drain_timeout))
+                if not worker.is_settled:
+                    self._storms.ended_early(worker, f"{worker} stopped by itself")
 
     def _is_ready(self, worker: Worker) -> None:
         worker.is_ready = True
@@ -387,15 +390,18 @@ class Supervisor:
             log.info("%s: %s is ready", self._name, worker)
             self._loops[-1].call_later(SETTLED, functools.partial(self._has_settled, worker))
             if before is not None:
+                if before.wants_out and not before.is_settled:
+                    self._storms.ended_early(before, f"{before} has served its number of requests")
                 self._press(before, retire_within(self._settings.drain_timeout))
             is_to_stop = self._is_ending or self._is_stopping or self._stop in self._told
             if not is_to_stop:
                 self._service.serves()
 
     def _has_settled(self, worker: Worker) -> None:
-        if worker.child.pid in self.workers:
+        if worker.child.pid in self.workers and not worker.is_leaving:
             worker.is_settled = True
             self._places.failures = 0
+            self._storms.settled(worker)
 
     # how they end
 
@@ -414,15 +420,15 @@ class Supervisor:
         was_killed = status == -signal.SIGKILL and not worker.is_hung
         if worker.is_leaving or self._is_ending:
             log.info("%s: %s", self._name, how)
-        elif was_killed and not worker.is_ready:
-            # By somebody, or by the kernel for want of memory: no reason to give up.
-            log.warning("%s: %s, before it was ready; another one takes its place", self._name, how)
-            self._pause = self._loops[-1].call_later(BACK_OFF_FIRST, self._end_pause)
-        elif not worker.is_ready:
+        elif not worker.is_ready and not was_killed:
             self._failed(worker.attempt, worker.place, f"{how}, before it was ready", was_ready=False)
         else:
+            how += "" if worker.is_ready else ", before it was ready"
             log.warning("%s: %s; another one takes its place", self._name, how)
-            if not worker.is_settled and not was_killed:
+            if was_killed and not worker.is_settled:
+                # From outside, or by the kernel for want of memory: no reason to give up.
+                self._storms.ended_early(worker, str(worker))
+            elif not worker.is_settled:
                 self._failed(worker.attempt, worker.place, how, was_ready=True)
 
     def _failed(self, attempt: int, place: int, how: str, *, was_ready: bool) -> None:
@@ -439,11 +445,4 @@ class Supervisor:
             self._stays_empty = False
             self._end_all(drain_within(self._settings.drain_timeout))
         elif delay is not None:
-            self._pause = self._loops[-1].call_later(delay, self._end_pause)
-
-    def _end_pause(self) -> None:
-        self._pause = None
-
-
-def _no() -> bool:
-    return False
+            self._storms.hold(None, delay)
