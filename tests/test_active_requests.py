@@ -427,3 +427,18 @@ def test_what_goes_wrong_with_one_request_is_not_found_in_the_next(running: Runn
     expected.insert(2, (b"error", "error"))
     assert heard == expected
     assert server.active_requests == ()
+
+
+def test_a_request_whose_connection_is_closed_is_over(running: Running) -> None:
+    """A client that has seen the end of its connection is in no list, though its entry may go a moment later."""
+    seen: list[object] = []
+
+    class Server(sockserve.ThreadingTCPServer):
+        def close_request(self, request: Any) -> None:
+            seen.append([live.state for live in self.active_requests])
+            super().close_request(request)
+            seen.append(self.active_requests)
+
+    assert ask(running(Server(LOOPBACK, ECHO)), b"hello") == b"hello"
+    wait_until(lambda: len(seen) == 2)
+    assert seen == [["shutdown"], ()]

@@ -244,8 +244,12 @@ class ActiveRequests:
         return [live for live in self.all() if not live.is_callers_own()]
 
     def snapshot(self) -> tuple[ActiveRequest, ...]:
-        """What users see."""
-        return tuple(ActiveRequest(live.client_address, live.state, live.since, live.handler) for live in self.all())
+        """What users see. One whose connection is closed is over, though its entry goes a few instructions later."""
+        return tuple(
+            ActiveRequest(live.client_address, live.state, live.since, live.handler)
+            for live in self.all()
+            if live.state != "shutdown" or getattr(live.request, "_closed", False) is not True
+        )
 
     def next_change(self) -> OneShot:
         """An event that is set as soon as a request enters or leaves the table, or ``touch()`` is called.
