@@ -72,8 +72,7 @@ class Deferral:
 
     def exchange(self, signum: int, handler: Any) -> None:
         """Give a signal another meaning from the end on; if it came, its old handler runs now."""
-        while signum in self._came and callable(before := self._handlers[signum]) and handler is not before:
-            self._came.remove(signum)
+        while callable(before := self._handlers.get(signum)) and handler is not before and self._takes(signum):
             before(signum, None)
         is_deferred = signum in self._handlers
         self._handlers[signum] = handler
@@ -87,11 +86,18 @@ class Deferral:
 
     def _take_note(self, signum: int, frame: Any) -> None:
         handler = self._handlers.get(signum)
-        if signum in self._came and callable(handler):
-            self._came.remove(signum)
+        if callable(handler) and self._takes(signum):
             handler(signum, frame)
         else:
             self._came.append(signum)
+
+    def _takes(self, signum: int) -> bool:
+        """Take the note of a signal away, if there is one. In one step: another signal in between may take it too."""
+        try:
+            self._came.remove(signum)
+        except ValueError:
+            return False
+        return True
 
     def _defer(self) -> None:
         if not self._applies:
