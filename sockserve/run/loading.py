@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from sockserve.run.opening import roots_of
 
-__all__ = ["forget_modules", "load_handler"]
+__all__ = ["forget_modules", "installed_places", "load_handler"]
 
 
 def load_handler(word: str) -> type:
@@ -43,7 +43,7 @@ def forget_modules() -> None:
     Those of Python and of installed packages stay: they change with an installation, and extension modules cannot be
     loaded twice. So do the program's main module, and sockserve.
     """
-    installed = [pathlib.Path(path) for path in {*sysconfig.get_paths().values(), site.getusersitepackages()}]
+    installed = installed_places()
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if name == "__main__" or name.partition(".")[0] == "sockserve" or not isinstance(file, str):
@@ -52,6 +52,11 @@ def forget_modules() -> None:
         if not any(path.is_relative_to(place) for place in installed):
             del sys.modules[name]
     importlib.invalidate_caches()
+
+
+def installed_places() -> list[pathlib.Path]:
+    """The directories of Python and of installed packages."""
+    return [pathlib.Path(path) for path in {*sysconfig.get_paths().values(), site.getusersitepackages()}]
 
 
 def _where(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from sockserve.run.loading import forget_modules, load_handler
 from sockserve.run.opening import AnyServer
 from sockserve.run.signals import handling
 from sockserve.run.stopping import Draining
+from sockserve.run.working_directory import WorkingDirectory
 
 __all__ = ["Processes", "serve_in_processes"]
 
@@ -47,6 +48,7 @@ class _Service:
     ) -> None:
         self._servers = servers
         self._name = name
+        self._directory = WorkingDirectory()
         self._observers = observers
         self._ready: Callable[[], object] | None = ready
 
@@ -57,6 +59,7 @@ class _Service:
             _begin_worker(server, link, (*self._observers, duties))
         obey(link, duties)
         if link.orders.is_anew and self._name is not None:
+            self._directory.follow()
             forget_modules()
             handler = load_handler(self._name)
             for server in self._servers:
