@@ -19,6 +19,7 @@ from sockserve.concurrency.worker_terms import (
     ENOUGH,
     FAILED,
     HANDLED,
+    PASSES,
     PAUSED,
     REFUSED,
     STOPPED,
@@ -54,6 +55,12 @@ class Duties(Observer):
         self._leaves = False
         self._may_end = OneShot()
         link.when_let_go = self._let_go
+
+    def on_wait(self, server: Any, reason: str | None) -> None:
+        """Pass on the client that this worker was woken for and cannot accept."""
+        # For one connection one worker is woken (EPOLLEXCLUSIVE).
+        if reason == "back off" and getattr(server, "_serving_shares_listener", False):
+            self._link.tell(PASSES)
 
     def on_accept(self, server: Any, request: LiveRequest) -> None:
         """Count it; one that came in the moment of a drain is drained too."""

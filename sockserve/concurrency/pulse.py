@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from sockserve.concurrency.service import Service, Settings
 from sockserve.concurrency.supervised import KILL, Worker
-from sockserve.concurrency.worker_terms import BEAT, LOOK
+from sockserve.concurrency.worker_terms import ASLEEP, AWAKE, BEAT, LOOK, PASSES
 from sockserve.core.loop import INPUT, Loop, Timer
 from sockserve.log import Lines, log
 from sockserve.net.accept_errors import is_shortage
@@ -102,8 +102,15 @@ class Pulse:
             if self._loop is not None:
                 self._loop.unwatch(port)
 
+    def hear(self, worker: Worker, told: bytes, loop: Loop) -> None:
+        """A worker told something."""
+        if ASLEEP[0] in told or AWAKE[0] in told:
+            self.look(loop)
+        if PASSES[0] in told:
+            self.let_others_look(worker)
+
     def let_others_look(self, worker: Worker) -> None:
-        """One accepts no more: see whether a client waits that it was woken for."""
+        """One accepts no more, or cannot for some time: see whether a client waits that it was woken for."""
         # For one connection one worker is woken (EPOLLEXCLUSIVE): this one may have been, and have taken it no more.
         for other in self._workers.values():
             if other is not worker and not other.has_stopped:

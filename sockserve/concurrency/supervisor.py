@@ -27,8 +27,6 @@ from sockserve.concurrency.supervised import Step, Worker, cut_now, drain_within
 from sockserve.concurrency.time_asleep import TimeAsleep
 from sockserve.concurrency.worker_terms import (
     ACTIVE,
-    ASLEEP,
-    AWAKE,
     CUTS,
     ENOUGH,
     LEAVE,
@@ -371,8 +369,8 @@ class Supervisor:
             self._is_ready(worker)
         if ENOUGH[0] in told:
             worker.wants_out = True
-        if self._loops and (ASLEEP[0] in told or AWAKE[0] in told):
-            self._pulse.look(self._loops[-1])
+        if self._loops:
+            self._pulse.hear(worker, told, self._loops[-1])
         if STOPPED[0] in told:
             worker.has_stopped = True
             self._pulse.let_others_look(worker)

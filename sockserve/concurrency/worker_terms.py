@@ -32,6 +32,7 @@ __all__ = [
     "HANDLED",
     "LEAVE",
     "LOOK",
+    "PASSES",
     "PAUSED",
     "READY",
     "REFUSED",
@@ -52,10 +53,10 @@ RETIRE, LEAVE, DRAIN, CUT, SUSPEND, LOOK, FREE = b"e", b"l", b"d", b"c", b"s", b
 end the requests' input as well; cut them; pause accepting or go on, as the page says; see whether a client waits that
 somebody else was woken for; end what keeps the loop from turning."""
 
-READY, ENOUGH, STOPPED, ASLEEP, AWAKE, CAUSE = b"\x01", b"\x02", b"\x03", b"\x04", b"\x05", b"\x06"
+READY, ENOUGH, STOPPED, ASLEEP, AWAKE, PASSES, CAUSE = (bytes([number]) for number in range(1, 8))
 """What it tells: it serves; it has served its number of requests; it accepts no more; its loop waits for a request and
-shows no more that it turns; it does again; why it fails, a text until the end. Anything else is the stacks that
-faulthandler writes, a text without such bytes."""
+shows no more that it turns; it does again; it cannot accept for some time, so that others have to look; why it fails, a
+text until the end. Anything else is the stacks that faulthandler writes, a text without such bytes."""
 
 
 def choose_dump_signal() -> signal.Signals:
@@ -75,7 +76,7 @@ _SLEEPS = 0
 
 
 _ORDERS = RETIRE + LEAVE + DRAIN + CUT + SUSPEND + LOOK + FREE
-_WORDS = READY + ENOUGH + STOPPED
+_WORDS = READY + ENOUGH + STOPPED + PASSES
 """What is counted on the page, how often it was told: in this order, orders first, after the numbers above."""
 
 _ORDERED = STALE + 1
@@ -121,12 +122,15 @@ class Page:
 
     def say(self, word: bytes) -> None:
         """In the worker, before it wakes the supervisor: note the word, if it must not be lost."""
-        if word in _WORDS:
+        if word == PASSES:
+            # It may be true again later. Only the loop's thread says it.
+            self.numbers[_SAID + _WORDS.index(word)] += 1
+        elif word in _WORDS:
             # One flag for each: it may be said by several threads.
             self.numbers[_SAID + _WORDS.index(word)] = 1
 
     def words(self) -> list[tuple[int, int]]:
-        """Each such word, and whether it was said."""
+        """Each such word, and whether, or how often, it was said."""
         return [(word, self.numbers[_SAID + index]) for index, word in enumerate(_WORDS)]
 
     def begin(self) -> bool:
