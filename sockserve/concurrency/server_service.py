@@ -92,8 +92,13 @@ def take_place(server: Any) -> bool:
 def begin_to_listen(server: Any) -> None:
     """Let the kernel give a worker's own listener its share, just before the worker serves. Raises OSError."""
     listener: Any = getattr(server, "socket", None)
-    if shares_port(listener):
-        listen_anew(listener, server.request_queue_size)
+    try:
+        if shares_port(listener):
+            listen_anew(listener, server.request_queue_size)
+    except OSError:
+        # EBADF: a drain that was faster than this start has closed it.
+        if listener.fileno() >= 0:
+            raise
 
 
 def close_twins(server: Any) -> None:
