@@ -23,7 +23,7 @@ _here = _Here()
 
 
 class OwnThread:
-    """A thread, as long as it lives; that of whoever makes this."""
+    """A thread, as long as it lives: the one that makes this object."""
 
     __slots__ = ("_mark",)
 

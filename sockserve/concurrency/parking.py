@@ -138,7 +138,7 @@ class ParkingLot:
     def is_turn_over(self, live: LiveRequest) -> bool:
         """Whether it has had its turn, though there is more of its input already; then ``park()`` puts it in ``later``.
 
-        For whoever serves it.
+        Called by the thread that serves it.
         """
         ticket: Ticket | None = live.ticket
         if ticket is None:
@@ -188,7 +188,7 @@ class ParkingLot:
                     del self._silent[ticket.limit]
 
     def _arm(self, live: LiveRequest) -> bool:
-        """Whether whoever hears its client has it now; false: the caller still has it, and nobody will hear."""
+        """Park it, and say whether it is: another thread may have it then. False: the caller still has it."""
         ticket = live.ticket
         fd = ticket.fd
         # Whoever claims it between the two steps waits for the second: or the descriptor would be armed that it closed.
@@ -225,7 +225,7 @@ class ParkingLot:
         ticket.context.run(resume, self.server, live, has_input)
 
     def detach(self, live: LiveRequest) -> None:
-        """Watch no more what its handler gives away. For whoever serves it, before anybody else can close it."""
+        """Watch no more what its handler gives away. Called by the thread that serves it, before any can close it."""
         ticket = live.ticket
         if ticket is not None and ticket.is_registered and live.request.fileno() == ticket.fd:
             ticket.is_registered = False
@@ -350,7 +350,7 @@ class ParkingLot:
         return room
 
     def end_all(self) -> None:
-        """End those that are parked now, or that nobody hears."""
+        """End those that are parked now, or whose descriptor is not watched."""
         for live in self.parked.copy().values():
             if self.claim(live):
                 self._end(live)
@@ -380,7 +380,7 @@ def _first(connections: dict[int, LiveRequest]) -> LiveRequest | None:
 
 
 def _has_spoken(request: Any) -> bool:
-    """Whether there is input that nobody has read, or the end of it."""
+    """Whether there is unread input, or the end of it."""
     try:
         return wait_readable(request.fileno(), 0)
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """Workers that are greenlets, and take turns in the thread of one loop.
 
 Rule 1. A worker gives its turn away in ``pause()`` only, to the loop's own greenlet, which gives it back.
-Rule 2. A turn may come for nothing: whoever pauses looks again at what it waits for.
+Rule 2. A turn may come for nothing: after a pause a worker looks again at what it waits for.
 Rule 3. A loop may end before the workers do; another one in the same thread takes them over where they are.
 Rule 4. A worker that is done rests, and serves again; nothing of what it did is left for what it does next.
 Rule 5. What ends a worker's function ends that one only, unless it is a signal handler's exception, which goes to the
@@ -76,7 +76,7 @@ class Worker(greenlet.greenlet):
         # Apart, which for each connection takes less memory than a closure.
         self.function: Callable[..., object] | None = function
         self.argument = argument
-        # A worker sees the context variables of whoever started it, and changes its own only. If there are none it
+        # A worker sees the context variables of what started it, and changes its own only. If there are none it
         # gets a context of its own with the first that it sets.
         context = contextvars.copy_context()
         if context:
@@ -88,7 +88,7 @@ class Worker(greenlet.greenlet):
         return cast("Callable[..., object]", function)
 
     def leave_nothing(self) -> None:
-        """Let nobody tell it any more of what it was at."""
+        """Let nothing tell it any more of what it was at."""
         if self.listens_to is not None:
             self.listens_to.step_between()
         self.clear_timer()
@@ -174,7 +174,7 @@ def _tell_end(error: BaseException) -> None:
 
 
 def _no_loop() -> None:
-    raise RuntimeError("a worker can give its turn to nobody")
+    raise RuntimeError("there is no loop that a worker could give its turn to")
 
 
 class Turns:
@@ -283,7 +283,7 @@ class Turns:
             while worker.function is None:
                 self.switch()
         except BaseException:
-            # A signal handler's: whoever ends is nobody to be given anything.
+            # A signal handler's: what ends must be given nothing.
             if worker in self._resting:
                 self._resting.remove(worker)
             raise
@@ -294,7 +294,7 @@ class Turns:
         self.lets_rest = False
         while self._resting and self.is_here():
             worker = self._resting.pop()
-            # Whoever ends gives its turn back there.
+            # A worker that ends gives its turn back there.
             worker.parent = getcurrent()
             worker.throw()
 

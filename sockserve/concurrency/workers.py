@@ -148,7 +148,7 @@ class Pool:
     def needs_worker(self) -> bool:
         """Whether one more is to be started."""
         count = len(self.workers)
-        # Of those in later the poller tells nobody, should the worker have died that put them there.
+        # The poller does not tell of those in later, should the worker that put them there have died.
         return count < self.settings.fewest or (count < self.settings.most and (not self.idle or bool(self.lot.later)))
 
     def served(self) -> int:
@@ -265,7 +265,7 @@ class Worker:
             while not pool.stopping:
                 claims = lot.claims
                 events = live = go_on = None
-                # The last few, and whoever waits alone, wait without limit: an idle pool does not wake.
+                # The last few, and a worker that waits alone, wait without limit: an idle pool does not wake.
                 # One that was there before this look goes on after it, so that neither waits for the other's end.
                 has_later = bool(later)
                 events = poll(0 if has_later else -1 if is_needed or len(workers) <= fewest else idle_timeout, 1)

@@ -185,7 +185,7 @@ class ActiveRequests:
         return self.by_id.get(id(request))
 
     def keep(self, live: LiveRequest, gone: Callable[[], object], state: str) -> bool:
-        """Let go of a request that nobody took out of this state, but not of its record, until that or its end.
+        """Let go of a request that no thread took out of this state, but not of its record, until that or its end.
 
         ``gone()`` is called when the subclass that has it forgets it. False: that could not be noticed, or is past.
         """

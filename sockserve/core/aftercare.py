@@ -40,7 +40,7 @@ def _look(lingering: Lingering, loop: Loop) -> None:
     if lingering.sweep():
         loop.call_later(SWEEP_SECONDS, functools.partial(_look, lingering, loop))
         return
-    # In this order: one that is added meanwhile is either seen here or looked after by whoever adds it.
+    # In this order: one that is added meanwhile is either seen here or looked after by the thread that adds it.
     lingering.host = None
     if lingering:
         _look_after(lingering, loop)

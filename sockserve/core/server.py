@@ -129,7 +129,7 @@ class TCPServer(BaseServer[StreamT, AddressT]):
                 else:
                     bound_path.end(listener.close)
                     self._serving_bound_path = None
-                # Again, for a loop that began meanwhile: closing a socket wakes nobody.
+                # Again, for a loop that began meanwhile: closing a socket wakes no loop.
                 super().server_close()
         finally:
             lifecycle.listener_is_closing = False

@@ -78,7 +78,7 @@ def accept_of(
 def careful_accept_of(listener: Any) -> Callable[[], tuple[Any, Any]]:
     """The same for an object of which nothing is known but that it has ``accept()`` and ``fileno()``.
 
-    It may wait in ``accept()`` if nobody is there, so it is asked by one thread at a time, and only if it is readable.
+    It may wait in ``accept()`` if no client is there: one thread at a time asks it, and only if it is readable.
     """
     one_at_a_time = threading.Lock()
 

@@ -160,10 +160,10 @@ else:
         return False
 
     def _end(fd: int) -> bool:
-        """Leave the users of a mode; true, with nobody able to join, if there is none left."""
+        """Leave the users of a mode; true, with none able to join, if there is none left."""
         is_last = _lock(fd, "alone")
         if is_last is False:
-            # Of two that leave at once, the one that lets go last finds nobody.
+            # Of two that leave at once, the one that lets go last finds no other.
             _lock(fd, "none")
             is_last = _lock(fd, "alone")
         return is_last is not False

@@ -85,7 +85,7 @@ class Lingering:
     """The connections of one server that linger. Every method may be called from any thread."""
 
     def __init__(self) -> None:
-        # Whoever takes one out owns it: append() and popleft() are atomic.
+        # The thread that takes one out owns it: append() and popleft() are atomic.
         self._kept: collections.deque[_Kept] = collections.deque()
         self._process = os.getpid()
         self.host: object = None

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["BoundPath", "bind_unix"]
 
 _LOCK_PATIENCE = 2.0
-"""Seconds to wait for other starters in the directory. Each holds the lock for microseconds; whoever holds it longer is
-no starter, and may be anybody who can read the directory: he must not keep a server from starting."""
+"""Seconds to wait for other starters in the directory. Each holds the lock for microseconds. A process that holds it
+longer is no starter, and may be any that can read the directory: it must not keep a server from starting."""
 
 _LOCK_PAUSE = 0.005
 """Seconds between two attempts at that lock."""
@@ -297,7 +297,7 @@ def _remove_stale(name: str | bytes, path: pathlib.Path) -> None:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise _in_use(path, "something that is not a socket")
         # A datagram socket, whatever is there. To a stream socket it gets EPROTOTYPE, even before that one listens, and
-        # ECONNREFUSED only if nobody has it bound. One of the same type would be refused before the other listens,
+        # ECONNREFUSED only if no process has it bound. One of the same type would be refused before the other listens,
         # would wait for a full backlog, and would be a client of a live server.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
             if not _is_dead(probe, name):
