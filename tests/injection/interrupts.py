@@ -49,6 +49,7 @@ class Interrupt:
         self._within_handler = within_handler
         """Whether only places count while a handler of the package runs for an earlier signal."""
         self._pid = os.getpid()
+        self._is_active = False
         self._turns: dict[int, dict[int, int]] = {}
         """For each frame how often it came to each of its instructions."""
         self._looker: Any = _Monitor(self) if hasattr(sys, "monitoring") else _Tracer(self)
@@ -58,15 +59,17 @@ class Interrupt:
         return self
 
     def __enter__(self) -> None:
+        self._is_active = True
         self._looker.begin()
 
     def __exit__(self, *exc_info: object) -> None:
+        self._is_active = False
         self._looker.end()
 
     def reach(self, frame: types.FrameType, after: str) -> None:
         """Count a place, in a frame that is followed. Raises what the signal's handler raises."""
-        if os.getpid() != self._pid:
-            # A forked process is not meant.
+        if not self._is_active or os.getpid() != self._pid:
+            # A forked process is not meant, nor the return of a call that began in the body: a greenlet's switch.
             return
         if frame.f_code is START:
             line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
