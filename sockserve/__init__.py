@@ -41,6 +41,9 @@ from sockserve.errors import (
     SockserveError,
 )
 
+# At once: a program that configures logging before its first server must not silence what it has not heard of.
+from sockserve.log import log as _log  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
 if _TYPE_CHECKING:
     from sockserve.concurrency.dispatch import Dispatcher as Dispatcher
     from sockserve.concurrency.dispatch import DispatchingMixIn as DispatchingMixIn
