@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import pathlib
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from handlers import handlers
+from log_watch import ExpectLog
 from under_test import LIMIT
 
 import sockserve
@@ -362,8 +364,9 @@ def test_servers_know_which_process_serves(running: Running, path: pathlib.Path,
     assert not path.exists()
 
 
-def test_a_worker_process_leaves_the_path(running: Running, path: pathlib.Path) -> None:
+def test_a_worker_process_leaves_the_path(running: Running, path: pathlib.Path, expect_log: ExpectLog) -> None:
     """Workers come and go; the path stays until the supervisor closes."""
+    expect_log(logging.WARNING, "early end number", at_least=0)
     bases = (sockserve.PreForkMixIn, sockserve.UnixStreamServer)
     server = running(type("Server", bases, {"processes": 1, "max_requests": 1})(str(path), handlers(sockserve).Echo))
     assert [ask(server, b"hello") for _ in range(3)] == [b"hello"] * 3
