@@ -48,8 +48,8 @@ if _TYPE_CHECKING:
     from sockserve.concurrency.dispatch import Dispatcher as Dispatcher
     from sockserve.concurrency.dispatch import DispatchingMixIn as DispatchingMixIn
     from sockserve.concurrency.forks import ForkingMixIn as ForkingMixIn
-    from sockserve.concurrency.pool import ThreadPoolMixIn as ThreadPoolMixIn
-    from sockserve.concurrency.prefork import PreForkMixIn as PreForkMixIn
+    from sockserve.concurrency.pool.mix_in import ThreadPoolMixIn as ThreadPoolMixIn
+    from sockserve.concurrency.prefork.mix_in import PreForkMixIn as PreForkMixIn
     from sockserve.concurrency.threads import ThreadingMixIn as ThreadingMixIn
     from sockserve.core.active_requests import ActiveRequest as ActiveRequest
     from sockserve.core.active_requests import LiveRequest as LiveRequest
@@ -60,7 +60,6 @@ if _TYPE_CHECKING:
     from sockserve.core.handlers import BaseRequestHandler as BaseRequestHandler
     from sockserve.core.handlers import DatagramRequestHandler as DatagramRequestHandler
     from sockserve.core.handlers import StreamRequestHandler as StreamRequestHandler
-    from sockserve.core.keep_alive import HTTPKeepAliveMixIn as HTTPKeepAliveMixIn
     from sockserve.core.lifecycle import Drained as Drained
     from sockserve.core.loop import Loop as Loop
     from sockserve.core.server import TCPServer as TCPServer
@@ -72,6 +71,7 @@ if _TYPE_CHECKING:
     from sockserve.greenlets import GreenletUDPServer as GreenletUDPServer
     from sockserve.greenlets import GreenletUnixDatagramServer as GreenletUnixDatagramServer
     from sockserve.greenlets import GreenletUnixStreamServer as GreenletUnixStreamServer
+    from sockserve.http.keep_alive import HTTPKeepAliveMixIn as HTTPKeepAliveMixIn
     from sockserve.ready_made.forks import ForkingTCPServer as ForkingTCPServer
     from sockserve.ready_made.forks import ForkingUDPServer as ForkingUDPServer
     from sockserve.ready_made.forks import ForkingUnixDatagramServer as ForkingUnixDatagramServer
@@ -152,14 +152,14 @@ if hasattr(socket, "AF_UNIX"):
 _NAMES = {
     "sockserve.concurrency.dispatch": "Dispatcher DispatchingMixIn",
     "sockserve.concurrency.forks": "ForkingMixIn",
-    "sockserve.concurrency.pool": "ThreadPoolMixIn",
-    "sockserve.concurrency.prefork": "PreForkMixIn",
+    "sockserve.concurrency.pool.mix_in": "ThreadPoolMixIn",
+    "sockserve.concurrency.prefork.mix_in": "PreForkMixIn",
     "sockserve.concurrency.threads": "ThreadingMixIn",
     "sockserve.core.active_requests": "ActiveRequest LiveRequest",
     "sockserve.core.base_server": "BaseServer",
     "sockserve.core.events": "Counters LogObserver Observer",
     "sockserve.core.handlers": "BaseRequestHandler DatagramRequestHandler StreamRequestHandler",
-    "sockserve.core.keep_alive": "HTTPKeepAliveMixIn",
+    "sockserve.http.keep_alive": "HTTPKeepAliveMixIn",
     "sockserve.core.lifecycle": "Drained",
     "sockserve.core.loop": "Loop",
     "sockserve.core.server": "TCPServer UDPServer UnixDatagramServer UnixStreamServer",

@@ -14,9 +14,9 @@ import socket
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from sockserve.concurrency.cooperative_socket import CooperativeSocket
-from sockserve.concurrency.greenlets import GreenletMixIn, cooperative
-from sockserve.concurrency.turns import current_worker, sleep, wait_in
+from sockserve.concurrency.cooperative.mix_in import GreenletMixIn, cooperative
+from sockserve.concurrency.cooperative.sockets import CooperativeSocket
+from sockserve.concurrency.cooperative.turns import current_worker, sleep, wait_in
 from sockserve.core.one_shot import OneShot
 from sockserve.core.server import TCPServer, UDPServer
 from sockserve.log import log

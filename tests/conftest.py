@@ -14,9 +14,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from handlers import KEEPS_CLASSES, Signal
-from log_watch import ExpectLog, Log
-from under_test import IS_STDLIB, LIMIT
+from support.handlers import KEEPS_CLASSES, Signal
+from support.log_watch import ExpectLog, Log
+from support.under_test import IS_STDLIB, LIMIT
 
 from sockserve import pytest_plugin
 from sockserve.testing import leaks

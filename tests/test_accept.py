@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from under_test import LIMIT
-from waiting import wait_until
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 from sockserve.net.accept import accept_of, counter_of
 

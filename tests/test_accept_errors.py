@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable
 
 import pytest
-from scripts import run_script
+from support.scripts import run_script
 
 import sockserve
 from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST, Verdict, judge

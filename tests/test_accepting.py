@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from handlers import Boom, handlers
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until
+from support.handlers import Boom, handlers
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.core.accepting import BATCH

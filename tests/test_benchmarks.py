@@ -12,9 +12,9 @@ from collections.abc import Collection
 from typing import Any
 
 import pytest
-from programs import Program
-from under_test import LIMIT
-from waiting import wait_until
+from support.programs import Program
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 from benchmarks import calls, contenders, loads, page, processes, report, targets, works
 from benchmarks.__main__ import selected

@@ -8,9 +8,9 @@ import re
 import signal
 
 import pytest
-from programs import START_LIMIT, Program
-from under_test import LIMIT
-from waiting import wait_until
+from support.programs import START_LIMIT, Program
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 from sockserve.testing import ask, connect
 

@@ -13,13 +13,13 @@ import sys
 import threading
 from typing import Any
 
-import certificates
 import pytest
-from handlers import Signal, handlers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from under_test import LIMIT
-from waiting import wait_until_blocked
+from support import certificates
+from support.handlers import Signal, handlers
+from support.under_test import LIMIT
+from support.waiting import wait_until_blocked
 
 import sockserve
 from sockserve.client import command_line

@@ -9,10 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from handlers import handlers
 from hypothesis import given
 from hypothesis import strategies as st
-from programs import START_LIMIT
+from support.handlers import handlers
+from support.programs import START_LIMIT
 
 import sockserve
 from sockserve.client.terminal import TerminalText

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from under_test import LIMIT
+from support.under_test import LIMIT
 
 from sockserve.net import closing
 from sockserve.net.closing import cut, end_input, half_close

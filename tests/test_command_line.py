@@ -16,7 +16,7 @@ from typing import Any, Self
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from under_test import LIMIT
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve import testing

@@ -76,7 +76,7 @@ def test_clean_up():
 
 HANGING = """
 import os, signal, threading
-from under_test import S
+from support.under_test import S
 
 def test_is_stdlib():
     assert S.__name__ == "socketserver"

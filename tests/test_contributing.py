@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import test_layers
-from handlers import handlers
-from log_watch import ExpectLog
+from support.handlers import handlers
+from support.log_watch import ExpectLog
 
 import sockserve
 from sockserve.pytest_plugin import Running

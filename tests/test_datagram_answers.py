@@ -11,8 +11,8 @@ import struct
 from typing import Any
 
 import pytest
-from log_watch import ExpectLog
-from waiting import wait_until
+from support.log_watch import ExpectLog
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.net.departure import cannot_be_answered, has_left

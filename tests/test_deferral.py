@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from handlers import handlers
 from injection.interrupts import Interrupt
-from under_test import LIMIT
+from support.handlers import handlers
+from support.under_test import LIMIT
 
 import sockserve
-from sockserve.concurrency.shared_poller import _LeaderPoller
+from sockserve.concurrency.pool.poller import _LeaderPoller
 from sockserve.core.deferral import Deferral, get_handler, set_handler
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot

@@ -10,10 +10,10 @@ import threading
 from typing import Any
 
 import pytest
-from certificates import client_context, make_certificate, server_context
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until_broken
+from support.certificates import client_context, make_certificate, server_context
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until_broken
 
 import sockserve
 from sockserve.net.departure import has_left

@@ -11,10 +11,10 @@ import threading
 from typing import Any
 
 import pytest
-from certificates import client_context, make_certificate, server_context
-from handlers import Boom
-from log_watch import ExpectLog
-from under_test import LIMIT
+from support.certificates import client_context, make_certificate, server_context
+from support.handlers import Boom
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve.pytest_plugin import Running

@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import pytest
-from under_test import LIMIT
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve import testing

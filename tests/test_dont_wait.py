@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from serving import MODELS
+from support.serving import MODELS
 
 import sockserve
 from sockserve import testing

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator
 
 import pytest
-from under_test import LIMIT
+from support.under_test import LIMIT
 
 import sockserve
 

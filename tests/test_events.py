@@ -11,16 +11,16 @@ import threading
 from typing import Any
 
 import pytest
-from handlers import Boom, handlers
-from log_watch import ExpectLog
-from stepping import steps
-from under_test import LIMIT
-from waiting import wait_until
+from support.handlers import Boom, handlers
+from support.log_watch import ExpectLog
+from support.stepping import steps
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
-from sockserve.concurrency.duties import Duties
-from sockserve.concurrency.link import Link
-from sockserve.concurrency.worker_terms import ACCEPTED, ACTIVE, HANDLED, Orders, Page
+from sockserve.concurrency.prefork.protocol import ACCEPTED, ACTIVE, HANDLED, Orders, Page
+from sockserve.concurrency.prefork.worker_commands import Duties
+from sockserve.concurrency.prefork.worker_link import Link
 from sockserve.core.events import Events, events_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import Reset, ask, call_within, connect

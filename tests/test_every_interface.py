@@ -9,8 +9,8 @@ import socket
 from typing import Any
 
 import pytest
-from log_watch import ExpectLog
-from serving import Operator, serve_with
+from support.log_watch import ExpectLog
+from support.serving import Operator, serve_with
 
 import sockserve
 from sockserve.net.address import with_zone

@@ -8,11 +8,11 @@ import select
 import signal
 
 import pytest
-from prefork_program import Prefork
-from programs import Program
-from serving import MODELS
-from under_test import LIMIT
-from waiting import wait_until
+from support.prefork_program import Prefork
+from support.programs import Program
+from support.serving import MODELS
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 from sockserve.testing import ask, connect
 

@@ -18,12 +18,12 @@ import time
 from typing import Any
 
 import pytest
-from counting_server import LOOPBACK, CountingServer
-from handlers import Boom, Signal, handlers
-from log_watch import ExpectLog
-from programs import Program
-from under_test import LIMIT, S
-from waiting import wait_until
+from support.counting_server import LOOPBACK, CountingServer
+from support.handlers import Boom, Signal, handlers
+from support.log_watch import ExpectLog
+from support.programs import Program
+from support.under_test import LIMIT, S
+from support.waiting import wait_until
 
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, call_within, connect
@@ -38,8 +38,8 @@ def test_L7_descriptor_exhaustion_backs_off() -> None:
     """Without a free descriptor the loop tries ever more rarely, says so twice, and serves whoever waited."""
     script = """
         import os, resource, sys, threading
-        from handlers import handlers
-        from under_test import S
+        from support.handlers import handlers
+        from support.under_test import S
 
         class Server(S.TCPServer):
             attempts = 0
@@ -222,8 +222,8 @@ def test_L15_nothing_is_accepted_after_shutdown_was_asked() -> None:
     """A client who comes in the same moment as the request to stop, while the loop waits, is not accepted any more."""
     script = """
         import os, signal, socket, threading
-        from under_test import S
-        from waiting import is_asleep
+        from support.under_test import S
+        from support.waiting import is_asleep
 
         class Server(S.TCPServer):
             attempts = 0

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from handlers import Signal, handlers
-from scripts import run_script
-from under_test import LIMIT, S
+from support.handlers import Signal, handlers
+from support.scripts import run_script
+from support.under_test import LIMIT, S
 
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, call_within, connect

@@ -14,10 +14,10 @@ import traceback
 from typing import Any
 
 import pytest
-from handlers import Boom, handlers
-from log_watch import ExpectLog
-from scripts import run_script
-from under_test import LIMIT, S
+from support.handlers import Boom, handlers
+from support.log_watch import ExpectLog
+from support.scripts import run_script
+from support.under_test import LIMIT, S
 
 from sockserve.pytest_plugin import Running
 from sockserve.testing import Reset, ask, connect

@@ -16,11 +16,11 @@ import socket
 import threading
 
 import pytest
-from counting_server import CountingServer
-from handlers import handlers
-from log_watch import ExpectLog
-from programs import Program
-from under_test import LIMIT, S
+from support.counting_server import CountingServer
+from support.handlers import handlers
+from support.log_watch import ExpectLog
+from support.programs import Program
+from support.under_test import LIMIT, S
 
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, call_within
@@ -88,8 +88,8 @@ def test_L3_shutdown_from_a_signal_handler_returns() -> None:
     """The usual handler of SIGTERM ends a server that the main thread serves."""
     script = """
         import signal
-        from handlers import handlers
-        from under_test import S
+        from support.handlers import handlers
+        from support.under_test import S
 
         server = S.TCPServer(("127.0.0.1", 0), handlers(S).Echo)
         signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
@@ -179,9 +179,9 @@ def test_L16_signals_disturb_neither_loop_nor_handle_request() -> None:
     """With a signal each millisecond every client is served, and a time-out takes its time."""
     script = """
         import signal, threading, time
-        from handlers import handlers
+        from support.handlers import handlers
         from sockserve.testing import ask
-        from under_test import S
+        from support.under_test import S
 
         class Server(S.TCPServer):
             timeouts = 0

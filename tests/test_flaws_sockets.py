@@ -20,10 +20,10 @@ import uuid
 from typing import Any
 
 import pytest
-from certificates import VERSIONS, client_context, make_certificate, server_context
-from handlers import handlers
-from log_watch import ExpectLog
-from under_test import LIMIT, S
+from support.certificates import VERSIONS, client_context, make_certificate, server_context
+from support.handlers import handlers
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT, S
 
 from sockserve.pytest_plugin import Running
 from sockserve.testing import Stall, ask, call_within, connect

@@ -18,11 +18,11 @@ import weakref
 from typing import Any
 
 import pytest
-from handlers import handlers
-from log_watch import ExpectLog
-from programs import Program
-from under_test import LIMIT, S
-from waiting import is_joining, wait_until
+from support.handlers import handlers
+from support.log_watch import ExpectLog
+from support.programs import Program
+from support.under_test import LIMIT, S
+from support.waiting import is_joining, wait_until
 
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, call_within, connect
@@ -74,9 +74,9 @@ def test_T2_close_waits_for_an_idle_client_only_so_long(running: Running, expect
 
 INTERRUPTED = """
     import os, signal, threading
-    from handlers import handlers
-    from under_test import S
-    from waiting import is_joining, wait_until, wait_until_blocked
+    from support.handlers import handlers
+    from support.under_test import S
+    from support.waiting import is_joining, wait_until, wait_until_blocked
 
     class Server(S.ThreadingTCPServer):
         drain_timeout = {drain_timeout}
@@ -172,8 +172,8 @@ def test_T6_interpreter_shutdown_is_quiet() -> None:
     """
     script = """
         import threading
-        from handlers import handlers
-        from under_test import S
+        from support.handlers import handlers
+        from support.under_test import S
 
         def tell():
             threading.main_thread().join()

@@ -7,9 +7,9 @@ import socket
 from typing import Any
 
 import pytest
-from handlers import handlers
-from under_test import LIMIT
-from waiting import wait_until
+from support.handlers import handlers
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.greenlets import GreenletMixIn

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from handlers import handlers
-from under_test import LIMIT
-from waiting import wait_until
+from support.handlers import handlers
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
-from sockserve.concurrency.cooperative_socket import CooperativeSocket
+from sockserve.concurrency.cooperative.sockets import CooperativeSocket
 from sockserve.core.loop import Loop
 from sockserve.greenlets import GreenletMixIn, spawn
 from sockserve.pytest_plugin import Running

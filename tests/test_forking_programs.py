@@ -7,11 +7,11 @@ import signal
 import threading
 from typing import Any
 
-from handlers import handlers
-from programs import Program
-from scripts import run_script
-from under_test import LIMIT
-from waiting import wait_until_blocked
+from support.handlers import handlers
+from support.programs import Program
+from support.scripts import run_script
+from support.under_test import LIMIT
+from support.waiting import wait_until_blocked
 
 import sockserve
 from sockserve.testing import ask, connect, leaks

@@ -16,11 +16,11 @@ import threading
 from typing import Any
 
 import pytest
-from forking import LOOPBACK, Counted, SaysGoodbye
-from handlers import Boom, handlers
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until
+from support.forking import LOOPBACK, Counted, SaysGoodbye
+from support.handlers import Boom, handlers
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.pytest_plugin import Running

@@ -12,15 +12,15 @@ import threading
 from typing import Any
 
 import pytest
-from forking import Counted, SaysGoodbye
-from handlers import Signal, handlers
-from log_watch import ExpectLog
-from serving import Operator, serve_with
-from under_test import LIMIT
-from waiting import is_asleep, wait_until, wait_until_blocked
+from support.forking import Counted, SaysGoodbye
+from support.handlers import Signal, handlers
+from support.log_watch import ExpectLog
+from support.serving import Operator, serve_with
+from support.under_test import LIMIT
+from support.waiting import is_asleep, wait_until, wait_until_blocked
 
 import sockserve
-from sockserve.concurrency import children
+from sockserve.concurrency import child_process as children
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
 

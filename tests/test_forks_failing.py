@@ -10,13 +10,13 @@ import signal
 from typing import Any
 
 import pytest
-from forking import Counted, SaysGoodbye
-from handlers import handlers
-from log_watch import ExpectLog
-from under_test import LIMIT
+from support.forking import Counted, SaysGoodbye
+from support.handlers import handlers
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
 
 import sockserve
-from sockserve.concurrency.children import Child
+from sockserve.concurrency.child_process import Child
 from sockserve.core.loop import Loop
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect

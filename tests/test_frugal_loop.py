@@ -7,8 +7,8 @@ import socket
 import threading
 
 import pytest
-from handlers import handlers
-from under_test import LIMIT
+from support.handlers import handlers
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve.core.frugal_loop import FrugalLoop, host_somehow

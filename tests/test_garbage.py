@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from handlers import handlers
-from waiting import wait_until
+from support.handlers import handlers
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.pytest_plugin import Running

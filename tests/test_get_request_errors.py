@@ -15,11 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from handlers import Boom, handlers
-from log_watch import ExpectLog
-from serving import MODELS
-from under_test import LIMIT
-from waiting import wait_until
+from support.handlers import Boom, handlers
+from support.log_watch import ExpectLog
+from support.serving import MODELS
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.net import accept as net_accept
@@ -134,7 +134,7 @@ def test_what_comes_after_recvfrom_is_that_clients(model: str, by_itself: bool, 
         client.connect(server.server_address)
         for number in range(CLIENTS):
             client.send(b"%d" % number)
-        # Between recvfrom() and the failure a pool's other thread may receive: "next" could fail in place of one of these.
+        # Between recvfrom() and the failure a pool's other thread may receive: "next" could fail instead.
         wait_until(lambda: len(failures.reported) == CLIENTS)
         client.send(b"next")
         assert client.recv(100) == b"next"

@@ -10,16 +10,16 @@ import threading
 from typing import Any
 
 import pytest
-from handlers import Boom
-from log_watch import ExpectLog
-from programs import Program
+from support.handlers import Boom
+from support.log_watch import ExpectLog
+from support.programs import Program
+from support.under_test import LIMIT
+from support.waiting import wait_until_blocked
 from test_greenlets import LOOPBACK, Echo, handling
-from under_test import LIMIT
-from waiting import wait_until_blocked
 
 import sockserve
 from sockserve import greenlets
-from sockserve.concurrency.own_thread import OwnThread
+from sockserve.concurrency.cooperative.own_thread import OwnThread
 from sockserve.core.active_requests import table_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect

@@ -6,10 +6,10 @@ import threading
 from typing import Any
 
 import pytest
-from under_test import LIMIT
+from support.under_test import LIMIT
 
 import sockserve
-from sockserve.concurrency.channel import Channel
+from sockserve.concurrency.cooperative.channel import Channel
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
 

@@ -8,7 +8,7 @@ import pytest
 from injection.interrupts import Interrupt
 
 import sockserve
-from sockserve.concurrency.hub import Hub
+from sockserve.concurrency.cooperative.hub import Hub
 from sockserve.core.aftercare import let_linger
 from sockserve.core.loop import Loop
 from sockserve.net.lingering import lingering_of

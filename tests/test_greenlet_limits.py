@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from handlers import Boom
-from running_greenlets import Greenlets
+from support.handlers import Boom
+from support.running_greenlets import Greenlets
+from support.under_test import LIMIT
 from test_greenlets import Echo
-from under_test import LIMIT
 
 import sockserve
-from sockserve.concurrency import hub as hub_module
-from sockserve.concurrency.hub import Hub
+from sockserve.concurrency.cooperative import hub as hub_module
+from sockserve.concurrency.cooperative.hub import Hub
 from sockserve.core.loop import OUTPUT, Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.poller import EpollPoller

@@ -10,14 +10,14 @@ from typing import Any
 
 import greenlet
 import pytest
+from support.under_test import LIMIT
+from support.waiting import wait_until
 from test_greenlets import LOOPBACK, handling
-from under_test import LIMIT
-from waiting import wait_until
 
 import sockserve
 from sockserve import greenlets
-from sockserve.concurrency.hub import Hub
-from sockserve.concurrency.turns import Worker
+from sockserve.concurrency.cooperative.hub import Hub
+from sockserve.concurrency.cooperative.turns import RequestGreenlet
 from sockserve.core.loop import Loop
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
@@ -106,10 +106,10 @@ def test_a_greenlet_that_was_broken_off_waits_for_nothing() -> None:
         loop.add(Once(loop))
         loop.run()
         # As a greenlet does that has to wait for room to send.
-        sock._serving_channel.step_between()  # type: ignore[attr-defined]
+        sock._serving_channel.stop_direct()  # type: ignore[attr-defined]
         first.throw(KeyboardInterrupt)
         assert hub.spawn(read) is first
-        second = Worker(hub, read)
+        second = RequestGreenlet(hub, read)
         second.switch()
         assert not second.dead
         second.throw(KeyboardInterrupt)

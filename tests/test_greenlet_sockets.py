@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from running_greenlets import Greenlets
-from under_test import LIMIT
+from support.running_greenlets import Greenlets
+from support.under_test import LIMIT
 
-from sockserve.concurrency.cooperative_socket import CooperativeSocket
-from sockserve.concurrency.turns import sleep
+from sockserve.concurrency.cooperative.sockets import CooperativeSocket
+from sockserve.concurrency.cooperative.turns import sleep
 
 BIG = 4_000_000
 """Bytes that no pair of sockets holds: whoever sends them has to wait."""
@@ -281,7 +281,7 @@ def test_it_goes_from_a_greenlet_to_a_thread_and_back(greenlets: Greenlets) -> N
     def read() -> list[bytes]:
         received = [one.recv(100)]
         me = greenlets.hub
-        from sockserve.concurrency.turns import current_worker  # noqa: PLC0415
+        from sockserve.concurrency.cooperative.turns import current_worker  # noqa: PLC0415
 
         worker = current_worker()
         assert worker is not None

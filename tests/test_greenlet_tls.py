@@ -10,10 +10,10 @@ import ssl
 from typing import Any
 
 import pytest
-from certificates import client_context, make_certificate, server_context
-from log_watch import ExpectLog
+from support.certificates import client_context, make_certificate, server_context
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
 from test_greenlets import LOOPBACK, Echo, handling
-from under_test import LIMIT
 
 import sockserve
 from sockserve import greenlets

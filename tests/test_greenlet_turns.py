@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from certificates import client_context, make_certificate, server_context
-from running_greenlets import Greenlets
-from under_test import LIMIT
+from support.certificates import client_context, make_certificate, server_context
+from support.running_greenlets import Greenlets
+from support.under_test import LIMIT
 
-from sockserve.concurrency import channel
+from sockserve.concurrency.cooperative import channel
 from sockserve.greenlets import cooperative, sleep
 
 MANY = 2000

@@ -14,10 +14,10 @@ import threading
 from typing import Any
 
 import pytest
-from handlers import Boom
-from log_watch import ExpectLog
-from programs import Program
-from under_test import LIMIT
+from support.handlers import Boom
+from support.log_watch import ExpectLog
+from support.programs import Program
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve import greenlets
@@ -276,7 +276,7 @@ def test_ctrl_c_lets_handlers_finish() -> None:
     script = """
     import sys, threading, sockserve
     from test_greenlets import Echo
-    from waiting import is_asleep, wait_until
+    from support.waiting import is_asleep, wait_until
     server = sockserve.GreenletTCPServer(("127.0.0.1", 0), Echo)
     print(server.server_address[1], flush=True)
     me = threading.get_ident()

@@ -12,10 +12,10 @@ import types
 from typing import Any
 
 import pytest
-from handlers import Boom, handlers
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until_broken
+from support.handlers import Boom, handlers
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until_broken
 
 import sockserve
 from sockserve.pytest_plugin import Running

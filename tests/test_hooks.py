@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from handlers import Boom
-from under_test import LIMIT
+from support.handlers import Boom
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve.testing import connect, running

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from remote import RemoteServer
-from under_test import LIMIT
-from waiting import wait_until
+from support.remote import RemoteServer
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 from sockserve.testing import HalfClose, HalfHandshake, Reset, Stall, Trickle, ask, connect
 

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from log_watch import ExpectLog
-from stepping import Step, steps
-from under_test import LIMIT
-from waiting import is_asleep, wait_until
+from support.log_watch import ExpectLog
+from support.stepping import Step, steps
+from support.under_test import LIMIT
+from support.waiting import is_asleep, wait_until
 
 import sockserve
-from sockserve.concurrency.children import Child
+from sockserve.concurrency.child_process import Child
 from sockserve.core.active_requests import LiveRequest, table_of
 from sockserve.core.events import events_of
 from sockserve.core.lifecycle import Lifecycle

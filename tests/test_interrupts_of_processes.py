@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from handlers import handlers
 from injection.interrupts import Interrupt
-from under_test import LIMIT
+from support.handlers import handlers
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve.concurrency.forks import ForkDispatcher
-from sockserve.concurrency.supervised import Worker
-from sockserve.concurrency.supervisor import Supervisor
-from sockserve.concurrency.worker_terms import LEAVE
+from sockserve.concurrency.prefork.protocol import LEAVE
+from sockserve.concurrency.prefork.supervisor import Supervisor
+from sockserve.concurrency.prefork.worker_handle import WorkerHandle
 from sockserve.core.loop import Loop
 from sockserve.testing import ask
 
@@ -90,7 +90,7 @@ def server() -> Iterator[One]:
 
 
 PLACES = [
-    (Worker, "hear"),
+    (WorkerHandle, "hear"),
     (Supervisor, "_hear"),
     (Supervisor, "_is_ready"),
     (Supervisor, "_has_begun"),

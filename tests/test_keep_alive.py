@@ -10,8 +10,8 @@ import socket
 from typing import Any
 
 import pytest
-from under_test import LIMIT
-from waiting import wait_until
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.core.active_requests import table_of

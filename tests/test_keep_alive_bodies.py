@@ -10,11 +10,11 @@ import threading
 from typing import Any
 
 import pytest
-from under_test import LIMIT
-from waiting import wait_until
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
-from sockserve.core.http_body import MOST_REST, Chunks
+from sockserve.http.body import MOST_REST, Chunks
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
 

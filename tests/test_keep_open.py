@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from certificates import client_context, make_certificate, server_context
-from handlers import Boom, Signal
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until_arrived
+from support.certificates import client_context, make_certificate, server_context
+from support.handlers import Boom, Signal
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until_arrived
 
 import sockserve
 from sockserve.net.closing import cut

@@ -20,6 +20,7 @@ LAYERS = (
     "errors",
     "net",
     "core",
+    "http",
     "concurrency",
     "greenlets",
     "ready_made",

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from handlers import handlers
-from log_watch import ExpectLog
-from stepping import steps
-from under_test import LIMIT
-from waiting import wait_until
+from support.handlers import handlers
+from support.log_watch import ExpectLog
+from support.stepping import steps
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.core.active_requests import table_of

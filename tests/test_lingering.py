@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support.under_test import LIMIT
+from support.waiting import wait_until
 from test_closing import Pair, tcp_pair, wait_for_input
-from under_test import LIMIT
-from waiting import wait_until
 
 import sockserve
 from sockserve.net import lingering

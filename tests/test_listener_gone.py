@@ -14,10 +14,10 @@ from multiprocessing import resource_sharer
 from typing import Any
 
 import pytest
-from handlers import handlers
-from serving import MODELS
-from under_test import LIMIT
-from waiting import wait_until
+from support.handlers import handlers
+from support.serving import MODELS
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.core.loop import Loop

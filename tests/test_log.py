@@ -9,10 +9,10 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from handlers import handlers
-from log_watch import ExpectLog
-from programs import START_LIMIT, Program
-from waiting import wait_until
+from support.handlers import handlers
+from support.log_watch import ExpectLog
+from support.programs import START_LIMIT, Program
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.log import Lines, Seldom, log, printable

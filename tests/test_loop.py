@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from handlers import handlers
-from programs import Program
-from stepping import steps
-from under_test import LIMIT
-from waiting import wait_until
+from support.handlers import handlers
+from support.programs import Program
+from support.stepping import steps
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.core.loop import Loop
@@ -145,7 +145,7 @@ def test_a_signal_ends_the_wait_of_the_main_thread() -> None:
     script = """
         import signal, threading
         import sockserve
-        from handlers import handlers
+        from support.handlers import handlers
 
         server = sockserve.TCPServer(("127.0.0.1", 0), handlers(sockserve).Echo)
         signal.signal(signal.SIGTERM, lambda *_: server.shutdown())

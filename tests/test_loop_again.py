@@ -11,11 +11,11 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from handlers import Boom
+from support.handlers import Boom
 from test_greenlet_rest import Once
 
-from sockserve.concurrency.hub import Hub
-from sockserve.concurrency.turns import current_worker
+from sockserve.concurrency.cooperative.hub import Hub
+from sockserve.concurrency.cooperative.turns import current_worker
 from sockserve.core.loop import INPUT, OUTPUT, Loop
 from sockserve.greenlets import cooperative
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
-from under_test import IS_STDLIB, LIMIT, S
+from support.under_test import IS_STDLIB, LIMIT, S
 
 from sockserve.testing import ask, call_within, leak_guard, running
 

@@ -6,8 +6,8 @@ import signal
 import threading
 import time
 
-from stepping import steps
-from under_test import LIMIT
+from support.stepping import steps
+from support.under_test import LIMIT
 
 from sockserve.core.one_shot import OneShot
 

@@ -9,7 +9,7 @@ import socket
 from typing import Any
 
 import pytest
-from serving import Operator, serve_with
+from support.serving import Operator, serve_with
 
 import sockserve
 from sockserve import testing

@@ -11,8 +11,8 @@ import subprocess
 import sys
 
 import pytest
-from under_test import LIMIT
-from waiting import wait_until
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 UNSHARE = ("unshare", "-pf", "--mount-proc", "--kill-child")
 IS_ALLOWED = (

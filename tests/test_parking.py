@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from log_watch import ExpectLog
-from programs import Program
-from under_test import LIMIT
-from waiting import wait_until
+from support.log_watch import ExpectLog
+from support.programs import Program
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.core.active_requests import table_of

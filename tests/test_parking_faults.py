@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from faulty_poller import FaultyPoller
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until, wait_until_arrived
+from support.faulty_poller import FaultyPoller
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until, wait_until_arrived
 
 import sockserve
-from sockserve.concurrency.parking import MOST_LIMITS
+from sockserve.concurrency.pool.parking import MOST_LIMITS
 from sockserve.core.active_requests import table_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect

@@ -9,9 +9,9 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from programs import Program
-from under_test import LIMIT
-from waiting import wait_until
+from support.programs import Program
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 from sockserve.testing import ask
 

@@ -9,8 +9,8 @@ import struct
 from typing import Any
 
 import pytest
-from log_watch import ExpectLog
-from waiting import wait_until
+from support.log_watch import ExpectLog
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.net.listen import listen_anew, listen_no_more, listens, twin_of

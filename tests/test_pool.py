@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from handlers import handlers
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until
+from support.handlers import handlers
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.pytest_plugin import Running

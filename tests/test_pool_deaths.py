@@ -7,11 +7,11 @@ import threading
 from typing import Any
 
 import pytest
-from log_watch import ExpectLog
-from under_test import LIMIT
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
 
 import sockserve
-from sockserve.concurrency.workers import Worker
+from sockserve.concurrency.pool.workers import PoolThread
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask
 
@@ -37,14 +37,14 @@ def test_workers_that_die_at_once_are_replaced_after_a_pause(
     """Each time they die, whatever of; as soon as one lives, it serves."""
     deaths = expect_log(logging.ERROR, "(?s)dies, another worker takes its place.*MemoryError")
     pauses: list[float] = []
-    lives = Worker._work
+    lives = PoolThread._work
 
-    def dies(self: Worker) -> bool:
+    def dies(self: PoolThread) -> bool:
         if len(pauses) < 2:
             raise MemoryError
         return lives(self)
 
-    monkeypatch.setattr(Worker, "_work", dies)
+    monkeypatch.setattr(PoolThread, "_work", dies)
     server = pool(Echo, max_workers=1)
     make_acceptor = server._serving_make_acceptor
 

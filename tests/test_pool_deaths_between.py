@@ -6,13 +6,13 @@ import logging
 from typing import Any
 
 import pytest
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
-from sockserve.concurrency import parking
-from sockserve.concurrency.parking import ParkingLot
+from sockserve.concurrency.pool import parking
+from sockserve.concurrency.pool.parking import ParkingLot
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
 

@@ -8,8 +8,8 @@ import threading
 from typing import Any
 
 import pytest
-from under_test import LIMIT
-from waiting import wait_until, wait_until_arrived
+from support.under_test import LIMIT
+from support.waiting import wait_until, wait_until_arrived
 
 import sockserve
 from sockserve.pytest_plugin import Running
@@ -69,7 +69,7 @@ def test_who_sends_without_a_pause_lets_others_have_their_turns(
 
 def test_messages_keep_their_order_over_many_turns(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """None is lost nor handled twice when each one's turn is over at once, and the last is answered without another."""
-    monkeypatch.setattr("sockserve.concurrency.parking.TURN", 0.0)
+    monkeypatch.setattr("sockserve.concurrency.pool.parking.TURN", 0.0)
     heard: list[bytes] = []
 
     class Keep(sockserve.StreamRequestHandler[Any, Any, Any]):

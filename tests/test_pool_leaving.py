@@ -6,9 +6,9 @@ import logging
 import threading
 from typing import Any
 
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.core.active_requests import table_of

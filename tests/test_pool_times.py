@@ -7,8 +7,8 @@ import threading
 from typing import Any
 
 import pytest
-from under_test import LIMIT
-from waiting import wait_until
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.pytest_plugin import Running

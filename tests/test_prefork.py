@@ -13,13 +13,13 @@ import threading
 from typing import Any
 
 import pytest
-from handlers import Signal, handlers
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until
+from support.handlers import Signal, handlers
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
-from sockserve.concurrency.service import cpu_count
+from sockserve.concurrency.prefork.service import cpu_count
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, call_within, connect, leaks
 

@@ -8,9 +8,9 @@ import resource
 from typing import Any
 
 import pytest
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.pytest_plugin import Running

@@ -8,15 +8,15 @@ import signal
 from typing import Any
 
 import pytest
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import stop_process, wait_until
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import stop_process, wait_until
 
 import sockserve
-from sockserve.concurrency import pulse
-from sockserve.concurrency.duties import Duties
-from sockserve.concurrency.supervised import Worker
-from sockserve.concurrency.worker_terms import BEAT
+from sockserve.concurrency.prefork import hang_detection as pulse
+from sockserve.concurrency.prefork.protocol import BEAT
+from sockserve.concurrency.prefork.worker_commands import Duties
+from sockserve.concurrency.prefork.worker_handle import WorkerHandle
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
 
@@ -37,9 +37,9 @@ class Threads(sockserve.PreForkMixIn, sockserve.ThreadingTCPServer):
     worker_timeout = 0.3
 
 
-def the_worker_of(server: Any) -> Worker:
+def the_worker_of(server: Any) -> WorkerHandle:
     """The only one, once it is ready."""
-    workers: dict[int, Worker] = server._serving_supervisor.workers
+    workers: dict[int, WorkerHandle] = server._serving_supervisor.workers
     wait_until(lambda: [worker for worker in list(workers.values()) if worker.is_ready])
     return next(iter(workers.values()))
 

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from stepping import Step, steps
-from under_test import LIMIT
-from waiting import is_asleep, wait_until
+from support.stepping import Step, steps
+from support.under_test import LIMIT
+from support.waiting import is_asleep, wait_until
 
 import sockserve
-from sockserve.concurrency.supervisor import Supervisor
+from sockserve.concurrency.prefork.supervisor import Supervisor
 from sockserve.core.one_shot import OneShot
 from sockserve.testing import call_within
 

@@ -12,21 +12,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from handlers import handlers
-from log_watch import ExpectLog
-from prefork_program import Prefork, is_alive
-from programs import Program
-from under_test import LIMIT
-from waiting import stop_process, wait_until
+from support.handlers import handlers
+from support.log_watch import ExpectLog
+from support.prefork_program import Prefork, is_alive
+from support.programs import Program
+from support.under_test import LIMIT
+from support.waiting import stop_process, wait_until
 
 import sockserve
 from sockserve.client import terminal
-from sockserve.concurrency import parent_process
-from sockserve.concurrency import worker_terms as terms
-from sockserve.concurrency.link import Link
-from sockserve.concurrency.parent_process import ParentProcess
-from sockserve.concurrency.supervised import Worker
-from sockserve.concurrency.worker_terms import AWAKE, DRAIN, ENOUGH, LEAVE, LOOK, READY, STOPPED, Orders
+from sockserve.concurrency.prefork import parent_process
+from sockserve.concurrency.prefork import protocol as terms
+from sockserve.concurrency.prefork.parent_process import ParentProcess
+from sockserve.concurrency.prefork.protocol import AWAKE, DRAIN, ENOUGH, LEAVE, LOOK, READY, STOPPED, Orders
+from sockserve.concurrency.prefork.worker_handle import WorkerHandle
+from sockserve.concurrency.prefork.worker_link import Link
 from sockserve.pytest_plugin import Running
 from sockserve.testing import call_within
 
@@ -41,9 +41,9 @@ class One(sockserve.PreForkMixIn, sockserve.TCPServer):
 
 
 @pytest.fixture
-def line() -> Iterator[tuple[Worker, Link]]:
+def line() -> Iterator[tuple[WorkerHandle, Link]]:
     """Both ends of a line, in one process."""
-    worker = Worker(ORDERS, 0, 0, 0)
+    worker = WorkerHandle(ORDERS, 0, 0, 0)
     theirs = worker._theirs
     with worker.control, theirs:
         yield worker, Link(theirs, worker.page, ORDERS)
@@ -56,14 +56,14 @@ def fill(sock: socket.socket, word: bytes) -> None:
             sock.send(word, socket.MSG_DONTWAIT)
 
 
-def the_worker_of(server: Any) -> Worker:
+def the_worker_of(server: Any) -> WorkerHandle:
     """The only one, once it is ready."""
-    workers: dict[int, Worker] = server._serving_supervisor.workers
+    workers: dict[int, WorkerHandle] = server._serving_supervisor.workers
     wait_until(lambda: [worker for worker in list(workers.values()) if worker.is_ready])
     return next(iter(workers.values()))
 
 
-def test_an_order_is_heard_when_there_was_no_room_for_it(line: tuple[Worker, Link]) -> None:
+def test_an_order_is_heard_when_there_was_no_room_for_it(line: tuple[WorkerHandle, Link]) -> None:
     """Each is, in the order of their severity; given twice it is heard twice, given often not more."""
     worker, link = line
     fill(worker.control, LOOK)
@@ -74,7 +74,7 @@ def test_an_order_is_heard_when_there_was_no_room_for_it(line: tuple[Worker, Lin
     assert link.next_orders() == LEAVE
 
 
-def test_a_word_is_heard_when_there_was_no_room_for_it(line: tuple[Worker, Link]) -> None:
+def test_a_word_is_heard_when_there_was_no_room_for_it(line: tuple[WorkerHandle, Link]) -> None:
     """What a worker says while its supervisor is stopped: each word once, and none a second time."""
     worker, link = line
     fill(link.control, AWAKE)
@@ -150,7 +150,7 @@ with Server(("127.0.0.1", 0), Who) as server:
 SERVE = "server.serve_forever()"
 SERVE_IN_A_THREAD = "t = threading.Thread(target=server.serve_forever); t.start(); t.join()"
 NO_PIDFD = """
-import sockserve.concurrency.parent_process as parent_process
+import sockserve.concurrency.prefork.parent_process as parent_process
 parent_process.open_pidfd = lambda pid: None
 """
 
@@ -248,7 +248,7 @@ def test_without_memory_for_its_page_a_worker_is_made_later(
 
 NO_THREAD = """
 def setup_worker(self): pass
-import sockserve.concurrency.worker_process as worker_process
+import sockserve.concurrency.prefork.worker_main as worker_process
 class Scarce(threading.Thread):
     def start(self):
         if self.name == "sockserve-control" and not os.path.exists({path!r}):

@@ -7,9 +7,9 @@ import threading
 from typing import Self
 
 import pytest
-from prefork_program import Prefork, is_alive
-from under_test import LIMIT
-from waiting import wait_until
+from support.prefork_program import Prefork, is_alive
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 from sockserve.testing import ask, connect
 

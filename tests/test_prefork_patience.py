@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from handlers import handlers
-from log_watch import ExpectLog
-from prefork_program import Prefork
-from under_test import LIMIT
-from waiting import wait_until, wait_until_arrived
+from support.handlers import handlers
+from support.log_watch import ExpectLog
+from support.prefork_program import Prefork
+from support.under_test import LIMIT
+from support.waiting import wait_until, wait_until_arrived
 
 import sockserve
-from sockserve.concurrency.link import Link
-from sockserve.concurrency.patience import Patience
-from sockserve.concurrency.supervised import Worker
-from sockserve.concurrency.worker_terms import BEAT, FREE, Orders
+from sockserve.concurrency.prefork.patience import Patience
+from sockserve.concurrency.prefork.protocol import BEAT, FREE, Orders
+from sockserve.concurrency.prefork.worker_handle import WorkerHandle
+from sockserve.concurrency.prefork.worker_link import Link
 from sockserve.core.active_requests import LiveRequest, table_of
 from sockserve.core.loop import Loop
 from sockserve.testing import connect
@@ -33,7 +33,7 @@ ORDERS = Orders(0, is_anew=False, worker_timeout=8.0, max_requests=None, dump_si
 class Held:
     """A worker whose loop serves one request, all in this process: nothing here depends on time."""
 
-    def __init__(self, server: sockserve.TCPServer, worker: Worker, link: Link) -> None:
+    def __init__(self, server: sockserve.TCPServer, worker: WorkerHandle, link: Link) -> None:
         self.server = server
         self.worker = worker
         self.page = worker.page
@@ -75,7 +75,7 @@ class Held:
 @pytest.fixture
 def held() -> Iterator[Held]:
     """Such a worker."""
-    worker = Worker(ORDERS, 0, 0, 0)
+    worker = WorkerHandle(ORDERS, 0, 0, 0)
     with worker.control, worker._theirs, Loop() as loop:
         loop.thread = threading.get_ident()
         link = Link(worker._theirs, worker.page, ORDERS)

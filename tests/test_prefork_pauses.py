@@ -9,16 +9,16 @@ import types
 from typing import Any
 
 import pytest
-from handlers import Signal, handlers
-from log_watch import ExpectLog
-from stepping import steps
-from under_test import LIMIT
-from waiting import stop_process, wait_until
+from support.handlers import Signal, handlers
+from support.log_watch import ExpectLog
+from support.stepping import steps
+from support.under_test import LIMIT
+from support.waiting import stop_process, wait_until
 
 import sockserve
-from sockserve.concurrency.pauses import Pauses
-from sockserve.concurrency.supervisor import Supervisor
-from sockserve.concurrency.worker_terms import ACCEPTED, PAUSED
+from sockserve.concurrency.prefork.pauses import Pauses
+from sockserve.concurrency.prefork.protocol import ACCEPTED, PAUSED
+from sockserve.concurrency.prefork.supervisor import Supervisor
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, call_within, connect
 

@@ -10,12 +10,12 @@ import sys
 import threading
 from typing import Any
 
-import handlers
 import pytest
-from programs import SEARCH_PATH, START_LIMIT, Program
-from serving import MODELS, Operator, serve_with
-from under_test import LIMIT
-from waiting import wait_until
+from support import handlers
+from support.programs import SEARCH_PATH, START_LIMIT, Program
+from support.serving import MODELS, Operator, serve_with
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve import testing

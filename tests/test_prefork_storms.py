@@ -6,10 +6,10 @@ import re
 import signal
 
 import pytest
-from prefork_program import Prefork
-from waiting import wait_until
+from support.prefork_program import Prefork
+from support.waiting import wait_until
 
-from sockserve.concurrency.places import BACK_OFF_FIRST, BACK_OFF_LAST, back_off
+from sockserve.concurrency.prefork.places import BACK_OFF_FIRST, BACK_OFF_LAST, back_off
 
 SELF = "os.kill(os.getpid(), signal.{})"
 SOON = "def service_actions(self): "

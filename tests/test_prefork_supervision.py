@@ -6,14 +6,14 @@ import re
 import signal
 import threading
 
-from prefork_program import Prefork, is_alive
-from under_test import LIMIT
-from waiting import stop_process, wait_until, wait_until_arrived, wait_until_blocked
+from support.prefork_program import Prefork, is_alive
+from support.under_test import LIMIT
+from support.waiting import stop_process, wait_until, wait_until_arrived, wait_until_blocked
 
-from sockserve.concurrency.worker_process import ORPHAN_DRAIN, ORPHAN_END
+from sockserve.concurrency.prefork.worker_main import ORPHAN_DRAIN, ORPHAN_END
 from sockserve.testing import call_within
 
-IN_A_HURRY = "import sockserve.concurrency.places as places\nplaces.BACK_OFF_FIRST = 0.01"
+IN_A_HURRY = "import sockserve.concurrency.prefork.places as places\nplaces.BACK_OFF_FIRST = 0.01"
 
 
 def test_sigterm_ends_it_in_order() -> None:

@@ -8,15 +8,15 @@ import types
 from typing import Any
 
 import pytest
-from prefork_program import Prefork
-from waiting import stop_process
+from support.prefork_program import Prefork
+from support.waiting import stop_process
 
-from sockserve.concurrency import time_asleep
-from sockserve.concurrency.ending import Ending
-from sockserve.concurrency.pulse import Pulse
-from sockserve.concurrency.supervised import Worker
-from sockserve.concurrency.time_asleep import LATE, TimeAsleep
-from sockserve.concurrency.worker_terms import BEAT, LEAVE, Orders
+from sockserve.concurrency.prefork import time_asleep
+from sockserve.concurrency.prefork.ending import Ending
+from sockserve.concurrency.prefork.hang_detection import Pulse
+from sockserve.concurrency.prefork.protocol import BEAT, LEAVE, Orders
+from sockserve.concurrency.prefork.time_asleep import LATE, TimeAsleep
+from sockserve.concurrency.prefork.worker_handle import WorkerHandle
 from sockserve.core.loop import Loop
 
 ORDERS = Orders(0, is_anew=False, worker_timeout=8.0, max_requests=None, dump_signal=signal.SIGQUIT)
@@ -78,7 +78,7 @@ def test_nothing_is_measured_without_a_need() -> None:
 
 def test_time_asleep_is_no_part_of_a_drain() -> None:
     """The next step comes later by as much, and a worker that is awake has the whole ``worker_timeout`` again."""
-    worker = Worker(ORDERS, 0, 0, 0)
+    worker = WorkerHandle(ORDERS, 0, 0, 0)
     worker.child = types.SimpleNamespace(pid=1)  # type: ignore[assignment]
     settings: Any = types.SimpleNamespace(worker_timeout=8.0)
     service: Any = None

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from forking import Counted, SaysGoodbye
-from handlers import handlers
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until
+from support.forking import Counted, SaysGoodbye
+from support.handlers import handlers
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
-from sockserve.concurrency import children
-from sockserve.concurrency.children import Child
+from sockserve.concurrency import child_process as children
+from sockserve.concurrency.child_process import Child
 from sockserve.concurrency.forks import ForkDispatcher
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, call_within, connect

@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from handlers import Boom, handlers
-from under_test import IS_STDLIB, LIMIT, S
-from waiting import wait_until
+from support.handlers import Boom, handlers
+from support.under_test import IS_STDLIB, LIMIT, S
+from support.waiting import wait_until
 
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, call_within, connect

@@ -11,9 +11,9 @@ import threading
 from typing import Any
 
 import pytest
-from certificates import client_context, make_certificate, server_context
-from handlers import handlers
-from under_test import LIMIT, S
+from support.certificates import client_context, make_certificate, server_context
+from support.handlers import handlers
+from support.under_test import LIMIT, S
 
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect

@@ -10,10 +10,10 @@ import threading
 from typing import Any
 
 import pytest
-from certificates import make_certificate, server_context
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until
+from support.certificates import make_certificate, server_context
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.core.active_requests import LiveRequest

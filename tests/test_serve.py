@@ -10,10 +10,10 @@ import struct
 import threading
 from typing import Any
 
-import handlers
 import pytest
-from serving import MODELS, Operator, serve_with
-from under_test import LIMIT
+from support import handlers
+from support.serving import MODELS, Operator, serve_with
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve import testing

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from handlers import Boom
-from under_test import LIMIT
-from waiting import wait_until
+from support.handlers import Boom
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 

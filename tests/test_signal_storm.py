@@ -6,8 +6,8 @@ import concurrent.futures
 import os
 
 import pytest
-from remote import RemoteServer
-from under_test import LIMIT
+from support.remote import RemoteServer
+from support.under_test import LIMIT
 
 from sockserve.testing import ask
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import pytest
-from under_test import LIMIT
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve import testing

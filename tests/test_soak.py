@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
-from remote import RemoteServer
-from remote_server import State
-from under_test import LIMIT
-from waiting import wait_until
+from support.remote import RemoteServer
+from support.remote_server import State
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 CONNECTIONS = int(os.environ.get("SOAK_CONNECTIONS", "2000"))
 """Through each model; .ci/run makes 20 000 with one Python, which takes minutes: a child costs milliseconds."""

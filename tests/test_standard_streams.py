@@ -10,9 +10,9 @@ import sys
 import tempfile
 
 import pytest
-from programs import START_LIMIT
+from support.programs import START_LIMIT
+from support.waiting import wait_until
 from test_every_interface import free_port
-from waiting import wait_until
 
 LEFT_BY_THE_PARENT = {
     "input closed": "<&-",

@@ -14,12 +14,12 @@ import sys
 import threading
 from typing import Any
 
-import handlers
 import pytest
-from serving import MODELS, Operator, serve_with
-from stepping import steps
-from under_test import LIMIT
-from waiting import wait_until, wait_until_blocked
+from support import handlers
+from support.serving import MODELS, Operator, serve_with
+from support.stepping import steps
+from support.under_test import LIMIT
+from support.waiting import wait_until, wait_until_blocked
 
 import sockserve
 from sockserve import greenlets, testing

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from under_test import LIMIT
+from support.under_test import LIMIT
 
 from sockserve.core.streams import SocketWriter, open_reader
 from sockserve.errors import PeerTimeoutError

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Generator
 
 import pytest
-from programs import SEARCH_PATH
-from under_test import LIMIT
-from waiting import wait_until
+from support.programs import SEARCH_PATH
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 from sockserve import testing
 

@@ -11,9 +11,9 @@ import threading
 from typing import Any
 
 import pytest
-from handlers import Boom, handlers
-from log_watch import ExpectLog
-from under_test import LIMIT
+from support.handlers import Boom, handlers
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve.testing import LeakError, ask, call_within, connect, leaks, running

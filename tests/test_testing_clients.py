@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from handlers import Boom, handlers
-from under_test import LIMIT
+from support.handlers import Boom, handlers
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve.testing import HalfClose, HalfHandshake, Reset, Stall, Trickle, ask, call_within, running

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from handlers import Boom, Signal
-from under_test import LIMIT
+from support.handlers import Boom, Signal
+from support.under_test import LIMIT
 
 from sockserve.testing import LeakError, connect, leak_guard, leaks
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from handlers import Boom
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import is_joining, wait_until
+from support.handlers import Boom
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import is_joining, wait_until
 
 import sockserve
 from sockserve.concurrency.threads import WorkerThreads

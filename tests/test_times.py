@@ -9,10 +9,10 @@ import threading
 from typing import Any
 
 import pytest
-from handlers import handlers
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until
+from support.handlers import handlers
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.core.loop import Loop

@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Iterator
 
 import pytest
-from certificates import VERSIONS, client_context, make_certificate, server_context
+from support.certificates import VERSIONS, client_context, make_certificate, server_context
 
 from sockserve.errors import HandshakeError, PeerError
 from sockserve.net import tls

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from certificates import VERSIONS, client_context, make_certificate, server_context
-from handlers import Signal
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until_arrived
+from support.certificates import VERSIONS, client_context, make_certificate, server_context
+from support.handlers import Signal
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until_arrived
 
 import sockserve
 from sockserve.net.closing import cut

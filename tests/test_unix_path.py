@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from handlers import handlers
-from log_watch import ExpectLog
-from under_test import LIMIT
+from support.handlers import handlers
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve.net import unix_path

@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 
 import pytest
-from programs import Program
-from under_test import LIMIT
-from waiting import wait_until
+from support.programs import Program
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 PROGRAM = """
 import os, signal

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import pytest
-from under_test import LIMIT
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve.core.active_requests import ActiveRequests, table_of

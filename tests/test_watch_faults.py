@@ -10,10 +10,10 @@ import socket
 from typing import Any
 
 import pytest
-from faulty_poller import FaultyPoller
-from log_watch import ExpectLog
-from under_test import LIMIT
-from waiting import wait_until
+from support.faulty_poller import FaultyPoller
+from support.log_watch import ExpectLog
+from support.under_test import LIMIT
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.core.accepting import Acceptor

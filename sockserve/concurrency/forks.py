@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, cast
 
-from sockserve.concurrency.children import (
+from sockserve.concurrency.child_process import (
     DRAIN_AGAIN,
     HELD_BACK,
     POLL_WITHOUT_PIDFD,

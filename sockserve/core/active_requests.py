@@ -61,7 +61,7 @@ class ParkingPlace(Protocol):
     """Where a connection waits for its client without a thread."""
 
     def park(self, live: LiveRequest) -> bool:
-        """Have its ``go_on`` called when its client speaks; false: nobody will. If true the caller has it no more."""
+        """Call its ``continue_handler`` when its client speaks; true: the caller owns it no more; false: never."""
         ...
 
     def is_turn_over(self, live: LiveRequest) -> bool:
@@ -95,13 +95,13 @@ class LiveRequest:
     worker: RemoteWorker | None = None
     """Who serves it, if that is not this process."""
 
-    go_on: Callable[[bool], object] | None
+    continue_handler: Callable[[bool], object] | None
     """While its handler waits for its client, in a pool: makes the handler go on, with the question whether there is
     input already answered, or not."""
     ticket: Any
     """What ``lot`` knows of it, from the first wait on."""
 
-    is_shared = False
+    escaped = False
     """Whether whoever asked the table may have it, so that it must not become another request's record."""
 
     def __init__(self, table: ActiveRequests, events: Any, request: Any, client_address: Any) -> None:
@@ -116,7 +116,7 @@ class LiveRequest:
         self.state = "accept"
         self.handler = None
         self.detached = False
-        self.go_on = self.ticket = None
+        self.continue_handler = self.ticket = None
         # Whoever enters it serves it, or gives it away: nobody waits in that thread for its end.
         self.thread = threading.get_ident()
 
@@ -224,7 +224,7 @@ class ActiveRequests:
         # copy() is atomic, iteration is not.
         found = self.by_id.copy().values()
         for live in found:
-            live.is_shared = True
+            live.escaped = True
         # Again: before that it may have become another request's, or nobody's. Of what is kept a worker may take one
         # meanwhile: it is looked at once.
         return [

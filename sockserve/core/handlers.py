@@ -95,7 +95,7 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         live = table.by_id.get(id(self.request))
         if live is None or live.lot is None or (not self._serving_is_dry() and not live.lot.is_turn_over(live)):
             return False
-        live.go_on = self._serving_converse
+        live.continue_handler = self._serving_converse
         return True
 
     def setup(self) -> None:

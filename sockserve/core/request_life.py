@@ -158,7 +158,7 @@ def take_again(server: Any, live: LiveRequest, request: Any, client_address: Any
     except BaseException:
         give_up(server, live)
         raise
-    if live.is_shared or live.detached:
+    if live.escaped or live.detached:
         return False
     live.request = live.handler = None
     return True
@@ -192,7 +192,7 @@ def serve(server: Any, live: LiveRequest) -> None:
         Events.emit(events.prepare, server, live)
     live.state = "handle"
     server.finish_request(live.request, live.client_address)
-    if live.go_on is None:
+    if live.continue_handler is None:
         if events.handle:
             Events.emit(events.handle, server, live)
         close(server, live)
@@ -233,9 +233,9 @@ def resume(server: Any, live: LiveRequest, has_input: bool) -> None:
     try:
         live.thread = threading.get_ident()
         live.state = "handle"
-        go_on: Any
-        go_on, live.go_on = live.go_on, None
-        go_on(has_input)
+        continue_handler: Any
+        continue_handler, live.continue_handler = live.continue_handler, None
+        continue_handler(has_input)
         _park_or_close(server, live)
     except Exception as error:
         fail(server, live, error)
@@ -245,14 +245,14 @@ def resume(server: Any, live: LiveRequest, has_input: bool) -> None:
 
 
 def _park_or_close(server: Any, live: LiveRequest) -> None:
-    while live.go_on is not None:
+    while live.continue_handler is not None:
         if live.lot is not None and live.lot.park(live):
             # Somebody else may have it by now.
             return
         # Nobody would hear its client any more: it ends as in a drain.
         end_input(live.request)
-        go_on, live.go_on = live.go_on, None
-        go_on(False)
+        continue_handler, live.continue_handler = live.continue_handler, None
+        continue_handler(False)
     if live.events.handle:
         Events.emit(live.events.handle, server, live)
     close(server, live)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from sockserve.concurrency.pool import ThreadPoolMixIn
+from sockserve.concurrency.pool.mix_in import ThreadPoolMixIn
 from sockserve.core.server import TCPServer, UDPServer
 
 __all__ = ["CLASSES", "ThreadPoolTCPServer", "ThreadPoolUDPServer"]

@@ -24,7 +24,7 @@ from sockserve.run.stopping import Stop, time_limit
 from sockserve.seconds import limit_of
 
 if hasattr(os, "fork"):
-    from sockserve.run.preforked import Processes, serve_in_processes
+    from sockserve.run.processes import Processes, serve_in_processes
 
 __all__ = ["serve"]
 

@@ -12,7 +12,7 @@ import mixed_in
 import pytest
 import run
 from run import Processes, Run, compare, judge
-from under_test import LIMIT
+from support.under_test import LIMIT
 
 pytest.importorskip("test.support", reason="this Python has none of CPython's own tests")
 

@@ -14,7 +14,7 @@ import sys
 from typing import Any, Self
 
 import pytest
-from under_test import LIMIT
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve import testing

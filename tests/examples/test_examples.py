@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from example import EXAMPLES, ROOT, Example, run
-from under_test import LIMIT
+from support.under_test import LIMIT
 
 from sockserve import testing
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from example import Example, host_and_port, run
-from waiting import wait_until
+from support.waiting import wait_until
 
 from sockserve import testing
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from example import Example, flood
-from under_test import LIMIT
+from support.under_test import LIMIT
 
 import sockserve
 from sockserve import testing

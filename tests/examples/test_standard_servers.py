@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 from example import Example, flood, run
-from under_test import LIMIT
+from support.under_test import LIMIT
 
 from sockserve import testing
 

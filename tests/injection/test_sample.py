@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from under_test import LIMIT
+from support.under_test import LIMIT
 
 SECONDS = 30.0
 """Of processor time for one sample."""

@@ -1,0 +1,393 @@
+"""N worker processes, made before the first request comes, and a supervisor that keeps them.
+
+Rule 1. ``serve_forever()`` is what each worker runs, in the server's own way: inline, in threads, in a pool, in
+greenlets. The supervisor takes no request.
+Rule 2. Sockets belong to places and not to processes: whoever takes a dead worker's place finds what waits there.
+Rule 3. The verbs mean all workers in the supervisor's process, and that one worker inside of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+from sockserve.concurrency.forks import ForkingMixIn
+from sockserve.concurrency.prefork.protocol import HANDLED
+from sockserve.concurrency.prefork.server_service import ServerService, begin_to_listen, close_twins, take_place
+from sockserve.concurrency.prefork.supervisor import Supervisor
+from sockserve.concurrency.prefork.worker_commands import Duties
+from sockserve.concurrency.prefork.worker_handle import leave_within
+from sockserve.concurrency.prefork.worker_link import Link
+from sockserve.concurrency.prefork.worker_main import obey, wait_for_requests
+from sockserve.core.base_order import refuse_wrong_order
+from sockserve.core.deferral import Deferral, get_handler
+from sockserve.core.events import LogObserver
+from sockserve.core.lifecycle import Drained, Lifecycle
+from sockserve.core.loop import Loop
+from sockserve.core.one_shot import OneShot
+from sockserve.core.taken_signals import Taken, give_back, take
+from sockserve.errors import AlreadyServingError, ServerClosedError
+from sockserve.net import blocking_mode
+from sockserve.net.listen import listens
+from sockserve.seconds import check_times, limit_of
+
+__all__ = ["PreForkMixIn", "handling_signals"]
+
+FIRST_IDLE_POLL = 0.001
+IDLE_POLL = 0.05
+"""Seconds between two looks at what the workers have in progress, while somebody waits for all of it: at first, for
+workers that have only to pause, and at last."""
+
+
+class Stay:
+    """The supervisor's stay in a loop, as a server's ``Lifecycle`` knows it."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.stop_requested = False
+        self.ended = OneShot()
+
+    def has_paused(self) -> bool:
+        """The supervisor takes no request."""
+        return True
+
+    def listener_closes(self) -> None:
+        """Without its listener it stops."""
+        self.stop_requested = True
+        self.loop.wake()
+
+    def forked(self) -> None:
+        """It is the parent's."""
+
+
+class PreForkMixIn:
+    """Serves in worker processes. Write it first: ``class S(PreForkMixIn, ThreadPoolMixIn, TCPServer)``.
+
+    ``serve_forever()`` forks the workers and supervises them until ``shutdown()``: one that ends is replaced, one whose
+    loop stands still is killed and replaced. It raises CrashLoopError when workers end as soon as they begin, again and
+    again. In the main thread, these signals get a meaning for that time, unless the program has given them one:
+
+    - SIGTERM: drain and return; a second one cuts
+    - SIGHUP: replace the workers one after the other, each new one being ready before the old one drains. Who has a
+      connection to the old one keeps it, for at most ``drain_timeout`` seconds, then it ends between two requests
+    - SIGTTIN, SIGTTOU: one worker more, one less
+
+    Ctrl-C is for the supervisor alone, and a KeyboardInterrupt as always; then ``server_close()`` ends the workers.
+
+    All hooks of a request's life run in the workers, each of which has its own copy of the server and of its observers.
+    ``active_requests`` is what this process serves: nothing, in the supervisor. ``handle_request()`` forks nobody.
+
+    A class that forks for each request as well is refused with a TypeError.
+    """
+
+    __module__ = "sockserve"
+
+    processes: int | None = None
+    """How many workers; None: as many as there are CPUs that this process may use. Read by ``serve_forever()``."""
+
+    max_requests: int | None = None
+    """After about how many requests a worker is replaced, against memory that grows; None: never."""
+
+    max_requests_jitter: int | None = None
+    """How many more at random, so that not all are replaced at once; None: up to a tenth."""
+
+    worker_timeout: float | None = 60.0
+    """Seconds after which a worker whose loop has not turned is killed, with its threads' stacks in the log; None:
+    never. An inline handler keeps the loop from turning, so that this bounds its request: its input ends then, and a
+    moment later its connection is cut; the worker is killed only if that does not help. Time in which the supervisor
+    itself did not run does not count."""
+
+    drain_timeout: float | None = 30.0
+    """Seconds that a worker which is to end may take for its requests, before they are cut; None: without limit."""
+
+    worker_id: int | None = None
+    """In a worker the number of its place, from 0, which whoever replaces it has too; None in the supervisor."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_wrong_order(cls)
+        _refuse_senseless(cls)
+
+    def setup_worker(self) -> None:
+        """Called in each worker before it serves; what it raises ends that worker. Does nothing here."""
+
+    # serving
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Keep workers that serve until ``shutdown()``, and return when none of them accepts any more.
+
+        Their requests in progress go on: ``server_close()`` waits for them. ``poll_interval`` is for the workers.
+        Raises CrashLoopError, ServerClosedError, AlreadyServingError, and what a signal handler raises.
+        """
+        if self.worker_id is not None:
+            super().serve_forever(poll_interval)  # type: ignore[misc]
+            return
+        limit_of(poll_interval, "poll_interval")
+        check_times(self)
+        if self.worker_timeout is not None and self.worker_timeout <= 0:
+            raise ValueError(f"worker_timeout must be positive, or None: {self.worker_timeout!r}")
+        lifecycle = self._serving_prefork_lifecycle
+        supervisor = self._serving_supervisor
+        with Deferral() as signals, Loop() as loop:
+            loop.thread = threading.get_ident()
+            stay = Stay(loop)
+            if not lifecycle.begin(stay):
+                raise AlreadyServingError(f"{self} is already being served by another serve_forever()")
+            has_ended = vars(self).setdefault("_BaseServer__is_shut_down", threading.Event())
+            has_ended.clear()
+            try:
+                if self.fileno() < 0 and not stay.stop_requested:  # type: ignore[attr-defined]
+                    raise ServerClosedError(f"{self} is closed: it cannot serve before it gets a new socket")
+                self._serving_poll_interval = poll_interval
+                self._serving_take_blocking_mode()
+                with handling_signals(supervisor):
+                    signals.lifted(
+                        lambda: supervisor.run(loop, lambda: stay.stop_requested, lambda: lifecycle.suspended)
+                    )
+            finally:
+                loop.close()
+                self._serving_return_blocking_mode()
+                lifecycle.end()
+                has_ended.set()
+                stay.ended.set()
+
+    def attach(self, loop: Loop, poll_interval: float = 0.5) -> None:
+        """Not here: raises TypeError, because one loop cannot be run by several processes."""
+        raise TypeError(f"{type(self).__name__} runs loops of its own, in worker processes: call serve_forever()")
+
+    def wait_until_serving(self, timeout: float | None = None) -> bool:
+        """Wait until a worker is ready, at most ``timeout`` seconds; say whether one is."""
+        return self._serving_prefork_lifecycle.serving.wait(timeout)
+
+    @property
+    def _serving_prefork_lifecycle(self) -> Lifecycle:
+        ours: Lifecycle | None = getattr(self, "_serving_lifecycle", None)
+        if ours is not None:
+            return ours
+        # A standard library's server.
+        try:
+            lifecycle: Lifecycle = self.__dict__["_serving_lifecycle_of_prefork"]
+        except KeyError:
+            lifecycle = self.__dict__.setdefault("_serving_lifecycle_of_prefork", Lifecycle())
+        return lifecycle
+
+    @property
+    def _serving_supervisor(self) -> Supervisor:
+        supervisor: Supervisor | None = self.__dict__.get("_serving_supervisor_made")
+        if supervisor is None or supervisor.pid != os.getpid():
+            supervisor = self.__dict__["_serving_supervisor_made"] = Supervisor(self, ServerService(self), self)
+        return supervisor
+
+    # All the time, not only while a worker has it: the description is the same for all of them.
+
+    def _serving_take_blocking_mode(self) -> None:
+        listener: Any = getattr(self, "socket", None)
+        if listens(listener) and "_serving_lent_listener" not in vars(self):
+            blocking_mode.lend(listener)
+            self._serving_lent_listener = listener
+
+    def _serving_return_blocking_mode(self) -> None:
+        if not self._serving_supervisor.workers and "_serving_lent_listener" in vars(self):
+            blocking_mode.give_back(vars(self).pop("_serving_lent_listener"))
+
+    # stopping
+
+    def _serving_prefork_shutdown(self, timeout: float | None = None) -> None:
+        """Stop ``serve_forever()``; when this returns no worker accepts any more. In a worker: end this worker.
+
+        Otherwise as ``BaseServer.shutdown()``.
+        """
+        if self.worker_id is not None:
+            super().shutdown()  # type: ignore[misc]
+        else:
+            self._serving_prefork_lifecycle.stop(timeout)
+
+    if TYPE_CHECKING:
+        # As in BaseServer.
+        shutdown: Any
+    else:
+        shutdown = _serving_prefork_shutdown
+
+    def wait_idle(self, timeout: float | None = None) -> bool:
+        """Wait until no worker has a request in progress, at most ``timeout`` seconds; say whether so.
+
+        After ``suspend()`` this includes a request that was just being accepted, in whichever worker: when it returns
+        true no worker accepts any until ``resume()``.
+        """
+        if self.worker_id is not None:
+            return bool(super().wait_idle(timeout))  # type: ignore[misc]
+        limit = limit_of(timeout, "timeout")
+        deadline = None if limit is None else time.monotonic() + limit
+        lifecycle, supervisor = self._serving_prefork_lifecycle, self._serving_supervisor
+        never, pause = OneShot(), FIRST_IDLE_POLL
+        while True:
+            if self._serving_end_elsewhere() is None:
+                supervisor.pauses.tell(lambda: lifecycle.suspended)
+            # In this order: a worker that has paused takes nothing more.
+            if (not lifecycle.suspended or supervisor.pauses.has_come()) and supervisor.is_idle():
+                return True
+            remaining = pause if deadline is None else deadline - time.monotonic()
+            if remaining <= 0:
+                return False
+            never.wait(min(pause, remaining))
+            pause = min(2 * pause, IDLE_POLL)
+
+    def drain(self, timeout: float | None = None) -> Drained:
+        """Let all workers end: their requests may end too, those that have not after ``timeout`` seconds are cut.
+
+        There are no workers then until ``resume()`` or the next ``serve_forever()``. Otherwise as
+        ``BaseServer.drain()``.
+        """
+        if self.worker_id is not None:
+            return super().drain(timeout)  # type: ignore[misc, no-any-return]
+        timeout = limit_of(timeout, "timeout")
+        lifecycle = self._serving_prefork_lifecycle
+        lifecycle.draining = True
+        if not lifecycle.suspended:
+            lifecycle.suspended = lifecycle.suspended_by_drain = True
+        return Drained(*self._serving_supervisor.drain(timeout, self._serving_end_elsewhere()))
+
+    def _serving_end_elsewhere(self) -> OneShot | None:
+        """The end of the ``serve_forever()`` of another thread, if there is one, so that this one can wait for it."""
+        stay = self._serving_prefork_lifecycle.acceptor
+        return None if stay is None or stay.loop.thread in (None, threading.get_ident()) else stay.ended
+
+    def server_close(self) -> None:
+        """Close the server and end its workers; after ``drain_timeout`` seconds their connections are cut.
+
+        An exception that ends the wait, such as KeyboardInterrupt, kills them and propagates.
+        """
+        supervisor: Supervisor | None = self.__dict__.get("_serving_supervisor_made")
+        if self.worker_id is not None or supervisor is None or supervisor.pid != os.getpid():
+            super().server_close()  # type: ignore[misc]
+            return
+        stay = self._serving_prefork_lifecycle.acceptor
+        if stay is not None:
+            stay.listener_closes()
+        supervisor.leave_ports()
+        self._serving_close_ports()
+        ends_elsewhere = self._serving_end_elsewhere()
+        if ends_elsewhere is not None:
+            ends_elsewhere.wait()
+        supervisor.end(leave_within(self.drain_timeout))
+        self._serving_return_blocking_mode()
+
+    def _serving_close_ports(self) -> None:
+        super().server_close()  # type: ignore[misc]
+        close_twins(self)
+
+    # in a worker
+
+    _serving_link: Link | None = None
+
+    def _serving_work_as_worker(self, link: Link) -> None:
+        attributes = vars(self)
+        for name in PARENT_ONLY_ATTRIBUTES:
+            attributes.pop(name, None)
+        self.worker_id = link.orders.worker_id
+        self._serving_link = link
+        self._serving_shares_listener = take_place(self)
+        duties = Duties(link, [self])
+        self.observers = (*getattr(self, "observers", (LogObserver(),)), duties)
+        # The supervisor has the clock.
+        self.drain_timeout = None
+        if not hasattr(super(), "_serving_has_begun"):
+            _beat_and_count_by_hooks(self, link, duties)
+        obey(link, duties)
+        self.setup_worker()
+        begin_to_listen(self)
+        super().serve_forever(self._serving_poll_interval)  # type: ignore[misc]
+        link.has_stopped()
+        self.server_close()
+        wait_for_requests([self])
+        duties.wait_to_end()
+
+    def _serving_has_begun(self, acceptor: Any) -> None:
+        super()._serving_has_begun(acceptor)  # type: ignore[misc]
+        if self._serving_link is not None:
+            self._serving_link.beat_in(acceptor.loop)
+
+    _serving_shares_listener = False
+
+
+PARENT_ONLY_ATTRIBUTES = (
+    "_serving_lifecycle_state",
+    "_serving_live_table",
+    "_serving_dispatcher_made",
+    "_serving_supervisor_made",
+    "_serving_acceptor",
+    "_serving_lingering",
+    "_serving_bound_path",
+)
+"""Attributes of a server that a worker begins without: they are about what its parent does."""
+
+
+def _beat_and_count_by_hooks(server: Any, link: Link, duties: Duties) -> None:
+    """On a standard library's server, whose loop is not ours and tells no observer; in one worker's copy of it."""
+    # It is ready after the first turn, in which it may have accepted.
+    link.page.begin()
+    service_actions, get_request, close_request = server.service_actions, server.get_request, server.close_request
+
+    def beat() -> None:
+        service_actions()
+        link.beat()
+
+    def accept() -> Any:
+        accepted = get_request()
+        duties.begin_one()
+        return accepted
+
+    def close(request: Any) -> None:
+        close_request(request)
+        duties.end_one(HANDLED)
+
+    server.service_actions = beat
+    server.get_request = accept
+    server.close_request = close
+
+
+@contextlib.contextmanager
+def handling_signals(supervisor: Supervisor) -> Generator[None]:
+    """Give signals that have their default meaning the one that they have for a supervisor, in the main thread."""
+    meanings: dict[signal.Signals, Callable[[], None]] = {
+        signal.SIGTERM: supervisor.stop,
+        signal.SIGHUP: supervisor.roll,
+        signal.SIGTTIN: supervisor.more,
+        signal.SIGTTOU: supervisor.fewer,
+    }
+    taken: list[Taken] = []
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for signum, verb in meanings.items():
+                if get_handler(signum) == signal.SIG_DFL:
+                    taken.append(take(signum, functools.partial(_call, verb)))
+        yield
+    finally:
+        for each in taken:
+            give_back(each)
+
+
+def _call(verb: Callable[[], None], _signum: int) -> None:
+    verb()
+
+
+def _refuse_senseless(cls: type) -> None:
+    """Raise TypeError for a combination of mix-ins that makes no sense, and say why."""
+    for base in cls.__mro__:
+        if base is ForkingMixIn or (base.__module__, base.__name__) == ("socketserver", "ForkingMixIn"):
+            raise TypeError(
+                f"{cls.__name__}: a fork per request inside of processes that were forked before makes no sense; "
+                "take PreForkMixIn with a model for its workers, inline or threads, or ForkingMixIn alone"
+            )
+    for base in cls.__mro__[: cls.__mro__.index(PreForkMixIn)]:
+        if "serve_forever" in vars(base) and not issubclass(base, PreForkMixIn):
+            raise TypeError(
+                f"{cls.__name__}: {base.__name__} would run its loop in the supervisor, and its threads before the "
+                f"fork; write PreForkMixIn before it"
+            )

@@ -1,0 +1,221 @@
+"""What a worker does for its supervisor, with the servers that it serves: it counts, and does what it is told.
+
+Rule 1. A worker does what it is told at once, and ends when nothing is in progress any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sockserve.concurrency.prefork.protocol import (
+    ACCEPTED,
+    ACTIVE,
+    CUTS,
+    ENOUGH,
+    FAILED,
+    HANDLED,
+    PASSES,
+    PAUSED,
+    REFUSED,
+    STOPPED,
+    SUSPENSIONS,
+)
+from sockserve.concurrency.prefork.worker_link import Link
+from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.events import Observer
+from sockserve.core.lifecycle import Lifecycle
+from sockserve.core.one_shot import OneShot
+from sockserve.core.replaced import reach
+from sockserve.core.request_life import cut_others, drain_one
+from sockserve.core.server import TCPServer, UDPServer
+from sockserve.net.closing import end_input
+
+__all__ = ["Duties", "end_input_of"]
+
+END_PAUSE = 0.02
+"""Seconds for which a worker with nothing more to do leaves the processor to others before it ends: the kernel takes
+milliseconds to clear a process away, and ``shutdown()`` may be waiting for the next worker."""
+
+
+class Duties(Observer):
+    """What a worker does for its supervisor; one of its servers' observers."""
+
+    def __init__(self, link: Link, servers: Sequence[Any]) -> None:
+        self._link = link
+        self.servers = servers
+        self._numbers = link.page.numbers
+        self._lock = threading.Lock()
+        self._limit = link.orders.max_requests
+        self._ends_input = False
+        self._retires = False
+        self._leaves = False
+        self._may_end = OneShot()
+        link.when_let_go = self._let_go
+
+    def on_wait(self, server: Any, reason: str | None) -> None:
+        """Pass on the client that this worker was woken for and cannot accept."""
+        # For one connection one worker is woken (EPOLLEXCLUSIVE).
+        if reason == "back off" and getattr(server, "_serving_shares_listener", False):
+            self._link.tell(PASSES)
+
+    def on_accept(self, server: Any, request: LiveRequest) -> None:
+        """Count it; one that came in the moment of a drain is drained too."""
+        self._link.beat_between_requests()
+        self.begin_one()
+        if self._ends_input:
+            end_input_of(server, request)
+
+    def on_shutdown(self, server: Any, request: LiveRequest) -> None:
+        """Count what became of it."""
+        outcome = request.outcome
+        self.end_one(FAILED if outcome == "failed" else REFUSED if outcome == "refused" else HANDLED)
+
+    def begin_one(self) -> None:
+        """Count a request, and ask for a successor if that is enough."""
+        numbers = self._numbers
+        with self._lock:
+            # First, and in end_one() last: another process that sees that none is active finds all of them counted.
+            numbers[ACTIVE] += 1
+            numbers[ACCEPTED] += 1
+            is_last = numbers[ACCEPTED] == self._limit
+        if self._link.page.is_asleep():
+            # A pool's worker took it: its loop sleeps on.
+            self._link.stir()
+        if is_last:
+            self._link.tell(ENOUGH)
+
+    def end_one(self, outcome: int) -> None:
+        """Count what became of one: HANDLED, REFUSED or FAILED."""
+        with self._lock:
+            self._numbers[outcome] += 1
+            self._numbers[ACTIVE] -= 1
+
+    def _let_go(self) -> None:
+        self._numbers = self._link.page.numbers
+
+    # Told by the supervisor, in the control thread, or by SIGTERM in the main thread.
+
+    def retire(self) -> None:
+        """Accept no more, but go on with the clients that are there, the parked among them."""
+        self._retires = True
+        for server in self.servers:
+            lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
+            retire = getattr(lifecycle and lifecycle.acceptor, "retire", None)
+            if retire is None:
+                # Who keeps clients waits for them in whatever serves them, and needs no loop that accepts.
+                self.leave()
+            else:
+                retire(functools.partial(self._link.tell, STOPPED))
+
+    def leave(self) -> None:
+        """Accept no more. Safe in a signal handler; idempotent, as the others. Told so again: end."""
+        if self._leaves:
+            self._may_end.set()
+        self._leaves = True
+        for server in self.servers:
+            lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
+            if lifecycle is None:
+                server._BaseServer__shutdown_request = True  # noqa: SLF001 - a standard library's server
+            else:
+                lifecycle.draining = True
+                lifecycle.stop_requested = True
+        self._link.tell(STOPPED)
+
+    def drain(self) -> None:
+        """Free the ports, and end the input of what is in progress."""
+        self._ends_input = True
+        self._may_end.set()
+        self.leave()
+        for server in self.servers:
+            if _can_close_early(server):
+                # Past the mix-ins, which would wait for their workers.
+                TCPServer._serving_free_address(server)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - not what lingers
+            for live in table_of(server).all():
+                end_input_of(server, live)
+
+    def cut(self) -> None:
+        """End the connections of what is in progress."""
+        self._may_end.set()
+        self.leave()
+        for server in self.servers:
+            late = len(cut_others(server))
+            with self._lock:
+                self._numbers[CUTS] += late
+
+    def wait_to_end(self) -> None:
+        """Let whoever waits for the end of accepting go first."""
+        self._may_end.wait(END_PAUSE)
+
+    def pause_or_go_on(self) -> None:
+        """Accept or do not, as the page says; in a pause leave its number there as soon as nothing new can come."""
+        number = self._numbers[SUSPENSIONS]
+        is_pause = bool(number % 2)
+        awaited = {id(server) for server in self.servers}
+
+        def has_paused(server: Any) -> None:
+            awaited.discard(id(server))
+            if not awaited:
+                self._numbers[PAUSED] = number
+
+        for server in self.servers:
+            # A standard library's server has no such verbs.
+            with contextlib.suppress(AttributeError):
+                if is_pause:
+                    server.suspend()
+                elif not self._retires:
+                    server.resume()
+            if is_pause:
+                self._when_paused(server, number, functools.partial(has_paused, server))
+
+    def _when_paused(self, server: Any, number: int, has_paused: Callable[[], object]) -> None:
+        lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
+        acceptor = None if lifecycle is None else lifecycle.acceptor
+        if lifecycle is None or acceptor is None:
+            # If it begins after this look it sees that it is suspended.
+            has_paused()
+            return
+        table, loop = table_of(server), acceptor.loop
+        is_over = False
+
+        def look() -> None:
+            nonlocal is_over
+            if is_over or self._numbers[SUSPENSIONS] != number:
+                return
+            table.on_next_change(look_soon)
+            # One that a pool's worker has just entered may not have been counted: there is another look when it ends.
+            if lifecycle.has_paused() and not any(live.state == "accept" for live in table.all()):
+                is_over = True
+                table.not_on_next_change(look_soon)
+                has_paused()
+
+        def look_soon() -> None:
+            # Between two calls that the loop makes nothing is half taken there.
+            loop.call_soon(look)
+
+        look_soon()
+
+    def look(self) -> None:
+        """See whether somebody waits."""
+        for server in self.servers:
+            lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
+            look_again = getattr(lifecycle and lifecycle.acceptor, "look_again", None)
+            if look_again is not None:
+                look_again()
+
+
+def _can_close_early(server: object) -> bool:
+    # A datagram server's answer on this very socket.
+    return isinstance(server, TCPServer) and not isinstance(server, UDPServer)
+
+
+def end_input_of(server: Any, live: LiveRequest) -> None:
+    """Tell what serves a request that its client shall have no more to say."""
+    if hasattr(server, "drain_request"):
+        drain_one(server, live)
+    elif not live.detached:
+        # A standard library's server.
+        reach(live, end_input)

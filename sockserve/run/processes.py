@@ -1,0 +1,187 @@
+"""Servers of several addresses in worker processes: each worker serves all of them, in one loop."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
+
+from sockserve.concurrency.prefork.mix_in import PARENT_ONLY_ATTRIBUTES, Stay, handling_signals
+from sockserve.concurrency.prefork.supervisor import Supervisor
+from sockserve.concurrency.prefork.worker_commands import Duties
+from sockserve.concurrency.prefork.worker_handle import drain_within
+from sockserve.concurrency.prefork.worker_link import Link
+from sockserve.concurrency.prefork.worker_main import obey, wait_for_requests
+from sockserve.core.deferral import Deferral
+from sockserve.core.events import Counters, Observer
+from sockserve.core.loop import Loop
+from sockserve.core.server import TCPServer
+from sockserve.errors import AlreadyServingError
+from sockserve.net.address import format_address
+from sockserve.net.listen import listens
+from sockserve.run.loading import forget_modules, load_handler
+from sockserve.run.opening import AnyServer
+from sockserve.run.signals import handling
+from sockserve.run.stopping import Draining
+from sockserve.run.working_directory import WorkingDirectory
+
+__all__ = ["Processes", "serve_in_processes"]
+
+
+class Processes(NamedTuple):
+    """How many workers, and when one is replaced; as the attributes of ``PreForkMixIn``."""
+
+    processes: int | None
+    max_requests: int | None
+    worker_timeout: float | None
+    drain_timeout: float | None
+    max_requests_jitter: int | None = None
+
+
+class _Service:
+    """What each worker does, and what the supervisor does for it."""
+
+    def __init__(
+        self, servers: Sequence[AnyServer], name: str | None, observers: Sequence[Observer], ready: Callable[[], object]
+    ) -> None:
+        self._servers = servers
+        self._name = name
+        self._directory = WorkingDirectory()
+        self._observers = observers
+        self._ready: Callable[[], object] | None = ready
+
+    def work(self, link: Link) -> None:
+        """Serve all addresses."""
+        duties = Duties(link, self._servers)
+        for server in self._servers:
+            _begin_worker(server, link, (*self._observers, duties))
+        obey(link, duties)
+        if link.orders.is_anew and self._name is not None:
+            self._directory.follow()
+            forget_modules()
+            handler = load_handler(self._name)
+            for server in self._servers:
+                server.RequestHandlerClass = handler
+        with Loop() as loop:
+            for server in self._servers:
+                server.attach(loop)
+            link.beat_in(loop)
+            loop.run()
+            link.has_stopped()
+            # Until the last request has ended: some need a loop.
+            Draining(self._servers, loop, None)
+            loop.run()
+        for server in self._servers:
+            server.server_close()
+        wait_for_requests(self._servers)
+        duties.wait_to_end()
+
+    def open_place(self, place: int) -> None:
+        """Nothing: all places share the listeners."""
+
+    def place_is_empty(self, place: int, others_serve: bool) -> None:
+        """Nothing: all places share the listeners."""
+
+    def close_place(self, place: int) -> None:
+        """Nothing to close."""
+
+    def ports(self) -> list[int]:
+        """Of all servers."""
+        return [server.fileno() for server in self._servers]
+
+    def close_ports(self) -> None:
+        """Close the listeners of this process."""
+        for server in self._servers:
+            _lifecycle_of(server).draining = True
+            TCPServer._serving_free_address(server)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+    def serves(self) -> None:
+        """The first that is ready says so for all."""
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            ready()
+
+
+def _lifecycle_of(server: AnyServer) -> Any:
+    return server._serving_lifecycle  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def _begin_worker(server: AnyServer, link: Link, observers: Sequence[Observer]) -> None:
+    attributes = vars(server)
+    for name in PARENT_ONLY_ATTRIBUTES:
+        attributes.pop(name, None)
+    attributes["worker_id"] = link.orders.worker_id
+    attributes["_serving_shares_listener"] = True
+    server.observers += tuple(observers)
+
+
+def serve_in_processes(
+    servers: Sequence[AnyServer],
+    name: str | None,
+    processes: Processes,
+    observers: Sequence[Observer],
+    ready: Callable[[], object],
+    *,
+    signals: Deferral,
+    early: Sequence[signal.Signals],
+    handles_signals: bool,
+) -> Counters:
+    """Serve until a signal, or until ``shutdown()`` was called on every server; return what all workers counted.
+
+    ``name`` is the handler's, if a rolling restart shall load it anew. ``ready`` is called once, when a worker serves.
+    ``early``: those that came before; if there was one, no worker is made. Raises CrashLoopError.
+    """
+    service = _Service(servers, name, observers, ready)
+    supervisor = Supervisor(", ".join(format_address(server.socket) for server in servers), service, processes)
+    for server in servers:
+        if listens(server.socket):
+            # For all processes and for good: who gave it back would let the others block in accept().
+            server.socket.setblocking(False)
+    with contextlib.ExitStack() as last_first:
+        loop = last_first.enter_context(Loop())
+        loop.thread = threading.get_ident()
+        stays = [last_first.enter_context(_staying(server, loop)) for server in servers]
+        if handles_signals:
+            last_first.enter_context(handling(lambda _: supervisor.stop()))
+            last_first.enter_context(handling_signals(supervisor))
+
+        def run() -> None:
+            if not early:
+                supervisor.run(
+                    loop,
+                    lambda: _are_stopped(stays),
+                    lambda: all(_lifecycle_of(server).suspended for server in servers),
+                )
+
+        try:
+            signals.lifted(run)
+        finally:
+            service.close_ports()
+            signals.lifted(lambda: supervisor.end(drain_within(processes.drain_timeout)))
+    return supervisor.counters
+
+
+def _are_stopped(stays: Sequence[Stay]) -> bool:
+    """Whether all are to stop. Until then ``shutdown()`` of one returns at once, and its address is still served."""
+    if all(stay.stop_requested for stay in stays):
+        return True
+    for stay in stays:
+        if stay.stop_requested:
+            stay.ended.set()
+    return False
+
+
+@contextlib.contextmanager
+def _staying(server: AnyServer, loop: Loop) -> Generator[Stay]:
+    lifecycle = _lifecycle_of(server)
+    stay = Stay(loop)
+    if not lifecycle.begin(stay):
+        raise AlreadyServingError(f"{server} is already being served by another serve_forever()")
+    lifecycle.serving.set()
+    try:
+        yield stay
+    finally:
+        lifecycle.end()
+        stay.ended.set()
