@@ -226,11 +226,11 @@ def test_the_limit_begins_anew_with_each_message(running: Running, echo: type[Ec
 
     server = running(pool(Handler))
     table = table_of(server)
-    lot: Any = table.lot
+    lot: Any = table.parking
     with crowd(server, 2) as (client, silent):
         wait_until_parked(server, 2)
         for live in table.all():
-            live.ticket.parked_at -= 999.9
+            live.parking_record.parked_at -= 999.9
         exchange(client, b"again")
         lot.wants_look = True
         server._serving_lifecycle.wake()
@@ -288,7 +288,7 @@ def test_an_event_that_a_claim_overtook_is_not_believed(running: Running, echo: 
     server = running(pool(echo, max_workers=1))
     with crowd(server, 2) as (client, other):
         wait_until_parked(server, 2)
-        lot: Any = table_of(server).lot
+        lot: Any = table_of(server).parking
         # Whenever the worker has an event, a claim was made since it began to wait.
         believed = lot.serve
         served = threading.Semaphore(0)
@@ -306,7 +306,7 @@ def test_an_event_that_a_claim_overtook_is_not_believed(running: Running, echo: 
 def test_a_claim_in_the_middle_of_parking_waits(running: Running, echo: type[Echo]) -> None:
     """It ends the connection when it is armed, and not before: or another's descriptor would be."""
     server = running(pool(echo))
-    lot: Any = table_of(server).lot
+    lot: Any = table_of(server).parking
     real = lot.poller
     claimers: list[threading.Thread] = []
 

@@ -111,7 +111,7 @@ def test_a_connection_that_cannot_be_parked_ends(
     for _ in range(2):
         assert finished.acquire(timeout=LIMIT)
     wait_until(lambda: not server.active_requests)
-    assert not any(table_of(server).lot._silent.values())  # type: ignore[union-attr]
+    assert not any(table_of(server).parking._silent.values())  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -146,7 +146,7 @@ def test_a_connection_that_a_worker_cannot_put_back_ends(
         wait_until_parked(server, 1)
         workers = set(server._serving_pool.workers)
         # As if there had been a claim since the workers began to wait: they do not believe what they are told.
-        table_of(server).lot.claims += 2  # type: ignore[union-attr]
+        table_of(server).parking.claims += 2  # type: ignore[union-attr]
         faults.refuse("modify", number=errno.ENOMEM)
         exchange(client, b"again\n")
         assert client.recv(100) == b""
@@ -157,7 +157,7 @@ def test_who_spoke_in_time_is_not_ended_as_silent(running: Running, echo: type[E
     """Its words wait while all workers are busy, for longer than its limit: it is answered, now and later."""
     echo.limit = 0.1
     server = running(pool(echo, max_workers=1, min_workers=1))
-    lot: Any = table_of(server).lot
+    lot: Any = table_of(server).parking
     with connect(server, timeout=LIMIT) as client, connect(server, timeout=LIMIT) as other:
         # The coordinator is held up until the client has spoken.
         with lot._claiming:
@@ -183,7 +183,7 @@ def test_computed_limits_leave_nothing_behind(running: Running, echo: type[Echo]
             super().handle()
 
     server = running(pool(Computing))
-    lot: Any = table_of(server).lot
+    lot: Any = table_of(server).parking
     with connect(server, timeout=LIMIT) as client, connect(server, timeout=LIMIT) as other:
         for _ in range(100):
             exchange(client, b"hello\n")
@@ -199,7 +199,7 @@ def _descriptor_of(server: Any, client: socket.socket) -> int:
 
     def find() -> list[int]:
         found = [live for live in table_of(server).all() if live.client_address == client.getsockname()]
-        return [live.ticket.fd for live in found if live.state == "parked"]
+        return [live.parking_record.fd for live in found if live.state == "parked"]
 
     wait_until(find)
     return find()[0]

@@ -267,7 +267,7 @@ class ForkingMixIn(DispatchingMixIn):
         # What is raised here from now on, a signal handler's exception for one, is not the end of the request.
         live.claim("worker")
         # Before this process closes its copy of the connection: a drain acts on the one or on the other.
-        live.worker = child
+        live.process = child
         if self.active_children is None:
             self.active_children = set()
         self.active_children.add(child.pid)
@@ -318,8 +318,8 @@ class ForkingMixIn(DispatchingMixIn):
             self.collect_children()
 
     def _serving_child_ended(self, live: LiveRequest, status: int) -> None:
-        if self.active_children is not None and isinstance(live.worker, Child):
-            self.active_children.discard(live.worker.pid)
+        if self.active_children is not None and isinstance(live.process, Child):
+            self.active_children.discard(live.process.pid)
         if live.state == "shutdown":
             # An exception after the fork, a signal handler's for one, was the request's end here.
             return

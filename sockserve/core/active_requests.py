@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from sockserve.core.forked import tell_when_forked
 from sockserve.core.one_shot import OneShot
 
-__all__ = ["ActiveRequest", "ActiveRequests", "LiveRequest", "ParkingPlace", "RemoteWorker", "table_of"]
+__all__ = ["ActiveRequest", "ActiveRequests", "LiveRequest", "ParkingPlace", "ServingProcess", "table_of"]
 
 
 class ActiveRequest(NamedTuple):
@@ -39,7 +39,7 @@ class ActiveRequest(NamedTuple):
 ActiveRequest.__module__ = "sockserve"
 
 
-class RemoteWorker(Protocol):
+class ServingProcess(Protocol):
     """Another process that serves a request."""
 
     def drain(self) -> None:
@@ -49,8 +49,8 @@ class RemoteWorker(Protocol):
         """End it now."""
 
 
-class Runner(Protocol):
-    """What runs a handler, if that is not a whole thread."""
+class ServingGreenlet(Protocol):
+    """What a handler runs in, if its thread serves others as well."""
 
     def is_current(self) -> bool:
         """Whether it is what calls this."""
@@ -86,20 +86,20 @@ class LiveRequest:
     """Whether ``detach_request()`` gave its socket away, so that the server must not close it."""
     thread: int | None
     """The identity of the thread that serves it; None while nobody in this process does."""
-    runner: Runner | None = None
+    greenlet: ServingGreenlet | None = None
     """If a greenlet serves it: that one. Its thread serves others as well."""
     owner: str | None = None
     """Who serves or closes it: "loop" or "worker"; None: nobody has claimed that."""
     kept: weakref.ref[socket.socket] | None = None
     """The request, if a subclass keeps it: ``request`` is None then, and nobody here holds it fast."""
-    worker: RemoteWorker | None = None
-    """Who serves it, if that is not this process."""
+    process: ServingProcess | None = None
+    """The child process that serves it, if one does."""
 
     continue_handler: Callable[[bool], object] | None
     """While its handler waits for its client, in a pool: makes the handler go on, with the question whether there is
     input already answered, or not."""
-    ticket: Any
-    """What ``lot`` knows of it, from the first wait on."""
+    parking_record: Any
+    """What ``parking`` knows of it, from the first wait on."""
 
     escaped = False
     """Whether whoever asked the table may have it, so that it must not become another request's record."""
@@ -107,7 +107,7 @@ class LiveRequest:
     def __init__(self, table: ActiveRequests, events: Any, request: Any, client_address: Any) -> None:
         self.table = table
         self.events = events
-        self.lot = table.lot
+        self.parking = table.parking
         self.key = id(request)
         self.request = request
         self.client_address = client_address
@@ -116,13 +116,13 @@ class LiveRequest:
         self.state = "accept"
         self.handler = None
         self.detached = False
-        self.continue_handler = self.ticket = None
+        self.continue_handler = self.parking_record = None
         # Whoever enters it serves it, or gives it away: nobody waits in that thread for its end.
         self.thread = threading.get_ident()
 
     def is_callers_own(self) -> bool:
         """Whether it is served by whoever calls this, who therefore cannot wait for its end."""
-        return self.thread == threading.get_ident() and (self.runner is None or self.runner.is_current())
+        return self.thread == threading.get_ident() and (self.greenlet is None or self.greenlet.is_current())
 
     def offer(self) -> None:
         """Let ``claim()`` decide who serves or closes it."""
@@ -147,7 +147,7 @@ class ActiveRequests:
         self.by_id: dict[int, LiveRequest] = {}
         """By identity: a datagram's request is a tuple, and equal ones may be served at once."""
         self.watchers: list[Callable[[], None]] = []
-        self.lot: ParkingPlace | None = None
+        self.parking: ParkingPlace | None = None
         """Where those that come in now may be parked."""
         # Guards the change between "verify" or "dispatch", "kept" and being served; no verb of a server takes it.
         self._keeping = threading.Lock()

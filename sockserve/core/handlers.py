@@ -93,7 +93,7 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         except AttributeError:
             return False
         live = table.by_id.get(id(self.request))
-        if live is None or live.lot is None or (not self._serving_is_dry() and not live.lot.is_turn_over(live)):
+        if live is None or live.parking is None or (not self._serving_is_dry() and not live.parking.is_turn_over(live)):
             return False
         live.continue_handler = self._serving_converse
         return True
@@ -134,9 +134,9 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         if live is None:
             raise RuntimeError(f"{type(self.server).__name__} does not let go of requests")
         live.detached = True
-        if live.lot is not None:
+        if live.parking is not None:
             # Before its next owner can close it, and the number be another's.
-            live.lot.detach(live)
+            live.parking.detach(live)
         return self.request
 
     def _close_request_files(self) -> None:

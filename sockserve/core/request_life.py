@@ -246,7 +246,7 @@ def resume(server: Any, live: LiveRequest, has_input: bool) -> None:
 
 def _park_or_close(server: Any, live: LiveRequest) -> None:
     while live.continue_handler is not None:
-        if live.lot is not None and live.lot.park(live):
+        if live.parking is not None and live.parking.park(live):
             # Somebody else may have it by now.
             return
         # Nobody would hear its client any more: it ends as in a drain.
@@ -358,11 +358,11 @@ def forget(server: Any, live: LiveRequest) -> None:
 
 def drain_one(server: Any, live: LiveRequest) -> None:
     """Tell whoever serves a request that a drain has begun."""
-    if live.worker is None and not live.detached and live.kept is None:
+    if live.process is None and not live.detached and live.kept is None:
         reach(live, server.drain_request)
     # Not else: a child may have begun meanwhile, and what was told was this process's closed copy.
-    if live.worker is not None:
-        live.worker.drain()
+    if live.process is not None:
+        live.process.drain()
 
 
 def tell_cut(server: Any, live: LiveRequest) -> None:
@@ -378,8 +378,8 @@ def cut_others(server: Any) -> list[LiveRequest]:
     late = [live for live in table_of(server).others() if live.kept is None]
     for live in late:
         tell_cut(server, live)
-        if live.worker is None and not live.detached:
+        if live.process is None and not live.detached:
             reach(live, cut)
-        if live.worker is not None:
-            live.worker.cut()
+        if live.process is not None:
+            live.process.cut()
     return late

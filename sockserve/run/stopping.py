@@ -74,7 +74,7 @@ class Stop(Observer):
                 TCPServer._serving_free_address(server)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             for live in table_of(server).all():
                 # Children are told by the loop: that takes a lock.
-                if live.worker is None:
+                if live.process is None:
                     drain_one(server, live)
         self.loop.wake()
         # Last: from now on another signal may raise.

@@ -156,7 +156,7 @@ class GreenletMixIn(DispatchingMixIn):
         self._serving_dispatcher.run(self._serving_work, live)
 
     def _serving_work(self, live: LiveRequest) -> str:
-        live.runner = current_worker()
+        live.greenlet = current_worker()
         try:
             return super()._serving_work(live)
         except CutShort:

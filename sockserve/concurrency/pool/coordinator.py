@@ -91,7 +91,7 @@ class Coordinator(Acceptor):
             take, self.may_take, self._make_counter, batch, self.table.touch, found_nothing=self.found_nothing
         )
         vars(self.server)["_serving_pool"] = self.pool
-        self.table.lot = self.lot
+        self.table.parking = self.lot
         self.pool.when_lost = self._lose_pool
         # Without this one there is no service; without the others there is.
         self.pool.start_worker()
@@ -102,7 +102,7 @@ class Coordinator(Acceptor):
         self._watch_lock = threading.RLock()
         self._failures.clear()
         self.watching = False
-        self.table.lot = None
+        self.table.parking = None
 
     def _make_counter(self) -> Callable[[], int] | None:
         return None if self._count_waiting is None else counter_of(self.listener)
@@ -321,7 +321,7 @@ class Coordinator(Acceptor):
         self.stop_requested = True
         self._unwatch()
         self._wait_for_the_taking()
-        self.table.lot = None
+        self.table.parking = None
         self.pool.stop()
         if self.lot.parked or self.lot.unheard:
             self._help_to_end()

@@ -108,9 +108,9 @@ class ParkingLot:
         fd = request.fileno()
         if fd < 0 or self._is_closed or live.detached:
             return False
-        ticket = live.ticket
+        ticket = live.parking_record
         if ticket is None:
-            ticket = live.ticket = Ticket()
+            ticket = live.parking_record = Ticket()
         ticket.fd = fd
         # A copy: this thread has not left the present one when the next enters it.
         ticket.context = contextvars.copy_context()
@@ -140,9 +140,9 @@ class ParkingLot:
 
         Called by the thread that serves it.
         """
-        ticket: Ticket | None = live.ticket
+        ticket: Ticket | None = live.parking_record
         if ticket is None:
-            ticket = live.ticket = Ticket()
+            ticket = live.parking_record = Ticket()
         now = time.monotonic()
         if not ticket.turn:
             ticket.turn = now
@@ -164,7 +164,7 @@ class ParkingLot:
             raise
 
     def _limit(self, live: LiveRequest, limit: float) -> None:
-        ticket = live.ticket
+        ticket = live.parking_record
         # Rounded up, or a program that computes its time-outs would make a queue for each.
         limit = ticket.limit = math.ceil(limit * LIMITS_PER_SECOND) / LIMITS_PER_SECOND
         ticket.parked_at = time.monotonic()
@@ -189,7 +189,7 @@ class ParkingLot:
 
     def _arm(self, live: LiveRequest) -> bool:
         """Park it, and say whether it is: another thread may have it then. False: the caller still has it."""
-        ticket = live.ticket
+        ticket = live.parking_record
         fd = ticket.fd
         # Whoever claims it between the two steps waits for the second: or the descriptor would be armed that it closed.
         with ticket.arming:
@@ -215,7 +215,7 @@ class ParkingLot:
 
         ``has_input`` says that its client spoke; else that may be, or it is the end.
         """
-        ticket = live.ticket
+        ticket = live.parking_record
         if ticket.limit:
             self._forget_limit(ticket)
         if has_input and type(live.request) is not socket.socket:
@@ -226,14 +226,14 @@ class ParkingLot:
 
     def detach(self, live: LiveRequest) -> None:
         """Watch no more what its handler gives away. Called by the thread that serves it, before any can close it."""
-        ticket = live.ticket
+        ticket = live.parking_record
         if ticket is not None and ticket.is_registered and live.request.fileno() == ticket.fd:
             ticket.is_registered = False
             self.poller.unwatch(ticket.fd)
 
     def claim(self, live: LiveRequest) -> bool:
         """Take a connection out without an event; false: somebody else has."""
-        ticket = live.ticket
+        ticket = live.parking_record
         fd = ticket.fd
         if self.parked.get(fd) is not live:
             return False
@@ -263,8 +263,8 @@ class ParkingLot:
         # Parked again by its handler it has another one, and may be another worker's.
         if live.state != "parked" or (continue_handler is not None and live.continue_handler is not continue_handler):
             return
-        if live.ticket.limit:
-            self._limit(live, live.ticket.limit)
+        if live.parking_record.limit:
+            self._limit(live, live.parking_record.limit)
         self._give_back(live)
 
     def hear_again(self, fd: int | None) -> None:
@@ -292,7 +292,7 @@ class ParkingLot:
         earliest = math.inf
         for limit, queue in self._silent.copy().items():
             while (live := _first(queue)) is not None:
-                parked_at = live.ticket.parked_at
+                parked_at = live.parking_record.parked_at
                 due = parked_at + limit
                 if due > now:
                     earliest = min(earliest, due)
@@ -301,12 +301,12 @@ class ParkingLot:
                     # Its client spoke in this moment.
                     earliest = min(earliest, now + 1 / LIMITS_PER_SECOND)
                     break
-                if live.ticket.limit != limit or live.ticket.parked_at != parked_at:
+                if live.parking_record.limit != limit or live.parking_record.parked_at != parked_at:
                     # It spoke before it was taken out, and has been served since.
                     self._give_back(live)
                     earliest = min(earliest, now + 1 / LIMITS_PER_SECOND)
                     break
-                self._forget_limit(live.ticket)
+                self._forget_limit(live.parking_record)
                 # It may have spoken in time, while all workers were busy.
                 if not _has_spoken(live.request):
                     log.debug("%s said nothing for %g s", live.client_address, limit)

@@ -94,8 +94,8 @@ class Patience:
             for server in self._servers
             for live in table_of(server).all()
             # A greenlet's thread serves others as well; what a subclass keeps is its own business.
-            if live.thread is not None and live.thread == thread and live.runner is None and live.kept is None
-            if live.worker is None and not live.detached
+            if live.thread is not None and live.thread == thread and live.greenlet is None and live.kept is None
+            if live.process is None and not live.detached
         ]
 
     def _end_input(self, server: Any, live: LiveRequest, seconds: float, tell: Callable[..., None]) -> None:
