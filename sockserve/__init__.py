@@ -7,11 +7,11 @@
 #   errors          what can go wrong, and whose doing it is
 #   net/            sockets: named, opened, judged, closed; no server, no handler, no thread
 #   core/           the loop, a request's life, the servers, the handlers
-#   concurrency/    who runs the handler, or the loop: threads, forks, a pool, greenlets, worker processes
+#   concurrency/    what runs the handler, or the loop: threads, forks, a pool, greenlets, worker processes
 #   greenlets       servers whose handlers run in greenlets, and how those wait
 #   ready_made      the combinations
 #   run/            servers as a program: serve(), signals, the command line
-#   testing         tools for those who test their handlers
+#   testing         tools for tests of handlers
 #   client/         python -m sockserve.client, for people
 #
 # Public is what stands here; any other name may change. A module is imported when a name of it is first asked for:
@@ -93,7 +93,7 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     "BaseServer",
     "TCPServer",
     "UDPServer",
-    # who runs the handler
+    # what runs the handler
     "ThreadingMixIn",
     "ThreadPoolMixIn",
     "DispatchingMixIn",

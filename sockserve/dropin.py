@@ -40,8 +40,8 @@ _STARTUP_DIRECTORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "d
 def install() -> None:
     """From here on, every module that says ``socketserver.TCPServer``, or any other public name, gets sockserve's.
 
-    The attributes of the module are replaced, not the module: who imported it earlier sees the new ones, and what a
-    test patches through it (``socketserver.threading.Thread``) is still what runs. A second call does nothing.
+    The attributes of the module are replaced, not the module: code that imported it earlier sees the new ones, and what
+    a test patches through it (``socketserver.threading.Thread``) is still what runs. A second call does nothing.
 
     Raises DropInError if a module already holds or subclasses one of the old classes (``http.server`` and
     ``logging.config`` do, for example), or if ``socketserver`` has a public name that sockserve lacks. Then nothing has
@@ -63,7 +63,7 @@ def install() -> None:
 
 
 def is_installed() -> bool:
-    """True if ``socketserver``'s names are sockserve's at this moment, whoever put them there."""
+    """True if ``socketserver``'s names are sockserve's at this moment, however they came there."""
     namespace = vars(_stdlib_module())
     return all(namespace.get(name) is replacement for name, replacement in _replacements(_stdlib_module()).items())
 

@@ -1,7 +1,7 @@
 """What can go wrong, and whose doing it is.
 
-Three branches under one root. *Ours*: the program used sockserve in a way that cannot work. *The peer's*: somebody on
-the other end of a socket left, stalled or lied; a server goes on. *The system's*: the kernel refused something.
+Three branches under one root. *Ours*: the program used sockserve in a way that cannot work. *The peer's*: the
+other end of a socket left, stalled or lied; a server goes on. *The system's*: the kernel refused something.
 Each class is also the built-in exception that ``socketserver`` would have let through at that place, so that an
 ``except OSError`` or ``except ValueError`` written for the standard library still catches it.
 """
@@ -54,7 +54,7 @@ class CrashLoopError(SockserveError, RuntimeError):
 
 
 class DropInError(SockserveError, RuntimeError):
-    """``socketserver`` can no longer be replaced in this process; the message names who already uses it."""
+    """``socketserver`` can no longer be replaced in this process; the message names the modules that already use it."""
 
 
 # the peer's

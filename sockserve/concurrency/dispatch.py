@@ -1,4 +1,4 @@
-"""Who runs the handler: the strategy, and the mix-in that puts one into a server.
+"""What runs the handler: the strategy, and the mix-in that puts one into a server.
 
 Rule 1. A dispatcher knows neither socket nor server; it runs what it is given.
 Rule 2. A mix-in uses nothing of a server but ``socketserver``'s hooks, so it works on any server class.
@@ -72,7 +72,7 @@ Dispatcher.__module__ = "sockserve"
 
 
 class WaitingForWorkersMixIn:
-    """Makes ``server_close()`` wait for those who serve requests."""
+    """Makes ``server_close()`` wait for the workers that serve requests."""
 
     drain_timeout: float | None = 30.0
     """Seconds that ``server_close()`` waits for workers before it cuts their connections; None: without limit."""
@@ -135,7 +135,7 @@ class DispatchingMixIn(WaitingForWorkersMixIn):
 
     @property
     def _serving_dispatcher(self) -> Any:
-        # Made on first use: a mix-in has no __init__ that anybody must remember to call.
+        # Made on first use: a mix-in has no __init__, which a subclass could forget to call.
         try:
             dispatcher = self.__dict__["_serving_dispatcher_made"]
         except KeyError:

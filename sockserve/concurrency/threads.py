@@ -130,7 +130,7 @@ class ThreadDispatcher:
         target = _Work(function, argument, threads).run
         context = contextvars.copy_context()
         if context:
-            # Handlers see the context variables of whoever called serve_forever(). On the outside, where it does not
+            # Handlers see the context variables that serve_forever() was called with. On the outside, where it does not
             # part Python's calls: each part takes stack of its own, and a thread's stack is most of what it costs.
             target = functools.partial(context.run, target)
         thread = self._make_thread(target)
@@ -212,7 +212,7 @@ class ThreadingMixIn(DispatchingMixIn):
         except RuntimeError as error:
             if not interpreter_ends(error):
                 raise
-            # Nobody can be served any more: no new threads, and the old ones are being waited for.
+            # The interpreter ends: it starts no new thread, and waits for the old ones.
             live.outcome = "refused"
             self._BaseServer__shutdown_request = True
             close(self, live)

@@ -1,7 +1,7 @@
-"""A descriptor that workers wait for: what its loop has told of it, and who waits.
+"""A descriptor that workers wait for: what its loop has told of it, and which workers wait.
 
-Rule 1. A loop tells of each change once (edge-triggered): what nobody waits for is noted, and not lost.
-Rule 2. Whoever is not a worker waits as for any other socket, with its thread.
+Rule 1. A loop tells of each change once (edge-triggered): what no worker waits for is noted, and not lost.
+Rule 2. Code that runs outside of a worker waits as for any other socket: it blocks its thread.
 Rule 3. A worker that waits for input gets its turns from the loop itself, with what there is to tell, until it pauses
 for anything else: to go through here each time would cost a connection with many requests a call for each.
 Rule 4. What always finds the descriptor ready gives its turn away all the same, after a time.
@@ -61,9 +61,9 @@ class Channel:
         self.outputs = False
         """Whether it is armed for output too."""
         self.reader: RequestGreenlet | None = None
-        """Who waits for input."""
+        """The worker that waits for input."""
         self.writer: RequestGreenlet | None = None
-        """Who waits for output."""
+        """The worker that waits for output."""
         self.direct: RequestGreenlet | None = None
         """The reader, if the loop gives it its turns by itself; also between two waits."""
         self.unwaited = 0
@@ -129,7 +129,7 @@ class Channel:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def has_input(self) -> bool:
-        """Whether the loop told of input that nobody has read, and of no end."""
+        """Whether the loop told of input that has not been read, and of no end."""
         return not self.is_dry and not self.has_ended
 
     def dry_up(self) -> None:
@@ -164,7 +164,7 @@ class Channel:
         return deadline
 
     def close(self) -> None:
-        """The descriptor is about to be closed: whoever waits gets an error. From any thread."""
+        """The descriptor is about to be closed: the workers that wait get an error. From any thread."""
         fd, self.fd = self.fd, -1
         if self.loop is not None:
             self.loop.forget(fd)

@@ -1,4 +1,4 @@
-"""The hub: what the thread of a loop and its workers is to others, who wait for them, end them, or stop the program.
+"""The hub: waits for the workers of a thread, ends them, and keeps them going when their own loop does not run.
 
 Rule 1. Whatever waits for workers in their own thread, but outside of them, runs them meanwhile.
 Rule 2. To wait needs no descriptor that is not there already.

@@ -357,9 +357,9 @@ class CooperativeSocket(CooperativeMethods):
     """A ``socket.socket`` for handlers that run in greenlets: where it would block, others go on.
 
     ``settimeout()`` and its kin mean what they always mean. Outside of such a greenlet it blocks like any other socket.
-    Its descriptor does not block (O_NONBLOCK), which whoever takes the bare ``fileno()`` has to know; ``detach()``
-    gives it back as the time-out says. Two greenlets cannot wait for input of one socket at once, nor send: that is a
-    RuntimeError; one can read while another sends.
+    Its descriptor does not block (O_NONBLOCK): a read or write of the bare ``fileno()`` fails instead (EAGAIN).
+    ``detach()`` gives it back as the time-out says. Two greenlets cannot wait for input of one socket at once, nor
+    send: that is a RuntimeError; one can read while another sends.
     """
 
     # As socket.socket has no dict either: reading from one costs more than from a slot, and memory.

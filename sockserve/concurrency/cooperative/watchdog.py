@@ -1,4 +1,4 @@
-"""Tells of a handler that keeps the loop, and so everybody else, from going on."""
+"""Tells of a handler that keeps the loop, and so all other handlers, from going on."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Watchdog:
         frame = sys._current_frames().get(self._loop.thread or 0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         if frame is not None and frame.f_globals.get("__name__") != loop_module.__name__:
             log.warning(
-                "%s: a handler has let nobody else go on for more than %g s; it is here:\n%s",
+                "%s: a handler has let no other go on for more than %g s; it is here:\n%s",
                 self._name,
                 limit,
                 Lines("".join(traceback.format_stack(frame))),
