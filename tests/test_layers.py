@@ -72,6 +72,12 @@ def test_each_module_imports_only_from_its_own_layer_and_those_before_it() -> No
     assert not wrong
 
 
+def test_programs_do_not_rest_on_tools_for_tests() -> None:
+    """The client for people, and all below, import nothing of ``testing``."""
+    apart = ("sockserve.testing", "sockserve.pytest_plugin")
+    assert not [f"{a} -> {b}" for a in GRAPH if not a.startswith(apart) for b in GRAPH[a] if b.startswith(apart)]
+
+
 def test_no_module_imports_itself_in_a_circle() -> None:
     """The modules, those of one folder included, have an order in which each needs only earlier ones."""
     order = list(graphlib.TopologicalSorter(GRAPH).static_order())

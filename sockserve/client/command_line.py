@@ -16,9 +16,9 @@ from sockserve.client.streams import Conversation, Plain, Tls
 from sockserve.client.terminal import READ_SIZE, OutputError, input_lines, write_out
 from sockserve.errors import AddressError
 from sockserve.net.address import ACCEPTED_FORMS, Address, parse_address
+from sockserve.net.connecting import connect
 from sockserve.net.listen import adopt
 from sockserve.seconds import socket_limit_of
-from sockserve.testing.clients import connect
 
 __all__ = ["main", "read_arguments"]
 

@@ -8,7 +8,8 @@ They work with the servers of the standard library as well. For pytest there is 
 
 from __future__ import annotations
 
-from sockserve.testing.clients import HalfClose, HalfHandshake, Reset, Stall, Trickle, ask, connect
+from sockserve.net.connecting import connect
+from sockserve.testing.clients import HalfClose, HalfHandshake, Reset, Stall, Trickle, ask
 from sockserve.testing.leaks import LeakError, leak_guard
 from sockserve.testing.servers import call_within, running
 

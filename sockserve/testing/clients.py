@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import selectors
 import socket
 import struct
@@ -12,12 +11,11 @@ import tempfile
 import threading
 import time
 import types
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-from sockserve.net.address import parse_address
-from sockserve.seconds import socket_limit_of
+from sockserve.net.connecting import connect
 
-__all__ = ["HalfClose", "HalfHandshake", "Reset", "Stall", "Trickle", "ask", "connect"]
+__all__ = ["HalfClose", "HalfHandshake", "Reset", "Stall", "Trickle", "ask"]
 
 CLIENT_HELLO_START = bytes.fromhex("16 0301 0200  01 0001fc 0303")
 """A TLS record of 512 bytes with a ClientHello of 508 bytes in it, cut after the version (RFC 8446, 5.1 and 4.1.2)."""
@@ -46,25 +44,6 @@ def ask(address: Any, data: bytes, *, timeout: float = 10.0) -> bytes:
             client.bind(f"{directory}/client")
         client.send(data)
         return client.recv(LARGEST_DATAGRAM)
-
-
-def connect(address: Any, *, timeout: float = 10.0) -> socket.socket:
-    """Return a socket connected to ``address``, as in ``ask()``; each operation on it may take ``timeout`` seconds.
-
-    A server bound to all interfaces is reached on the loopback one. OSError: nobody there.
-    """
-    error = OSError(f"no address for {address!r}")
-    for family, kind, sockaddr in _candidates(address):
-        client = socket.socket(family, kind)
-        try:
-            client.settimeout(socket_limit_of(timeout))
-            client.connect(sockaddr)
-        except OSError as refused:
-            client.close()
-            error = refused
-        else:
-            return client
-    raise error
 
 
 class Client:
@@ -201,46 +180,6 @@ class Trickle(Client):
             self.connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self.connection.close()
-
-
-class _Candidate(NamedTuple):
-    family: int
-    kind: int
-    sockaddr: Any
-
-
-# Linux connects to 0.0.0.0 and ::, other systems do not.
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}  # noqa: S104 - compared with, not bound to
-
-
-def _candidates(address: Any) -> list[_Candidate]:
-    listener = getattr(address, "socket", None)
-    sockaddr: Any
-    if isinstance(listener, socket.socket):
-        sockaddr = listener.getsockname()
-        if isinstance(sockaddr, tuple):
-            sockaddr = (_reachable(sockaddr[0]), *sockaddr[1:])
-        return [_Candidate(listener.family, listener.type, sockaddr)]
-    if isinstance(address, str) and re.match(r"[a-z-]+:", address):
-        parsed = parse_address(address)
-        if parsed.type is None:
-            raise ValueError(f"{address!r} says nothing that a client could connect to")
-        family, kind, sockaddr = parsed.family, parsed.type, parsed.sockaddr
-    elif isinstance(address, tuple):
-        family, kind, sockaddr = socket.AF_UNSPEC, socket.SOCK_STREAM, address  # pyright: ignore[reportUnknownVariableType]
-    else:
-        family, kind, sockaddr = socket.AF_UNIX, socket.SOCK_STREAM, os.fspath(address)
-    if family == getattr(socket, "AF_UNIX", None):
-        return [_Candidate(family, kind, sockaddr)]
-    if len(sockaddr) == 4:
-        # An IPv6 address with its flow and zone, which a resolver would lose.
-        return [_Candidate(socket.AF_INET6, kind, sockaddr)]
-    found = socket.getaddrinfo(_reachable(sockaddr[0]), sockaddr[1], family, kind)
-    return [_Candidate(each[0], each[1], each[4]) for each in found]
-
-
-def _reachable(host: Any) -> Any:
-    return _LOOPBACK.get(host, host)
 
 
 def _exchange(client: socket.socket, data: bytes, timeout: float) -> bytes:
