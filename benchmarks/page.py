@@ -92,9 +92,11 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
 
 
 def of_each_run(runs: Runs, figure: Figure) -> str:
-    """The medians."""
+    """The median of each; nothing if no run measured it. Zero is a figure."""
     found = [figure.median(run) for run in runs]
-    return BETWEEN_RUNS.join("-" if each is None else number(each) for each in found) if any(found) else ""
+    if all(each is None for each in found):
+        return ""
+    return BETWEEN_RUNS.join("-" if each is None else number(each) for each in found)
 
 
 def performance(documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -272,8 +274,8 @@ def summary(documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     rows = []
     for words, server in WHERE_ALL_STAND.items():
         found = [Figure(work, server, name).median(together) for work, name in AT_A_GLANCE.values()]
-        if any(found):
-            rows.append([words, *(number(each) if each else "" for each in found)])
+        if any(each is not None for each in found):
+            rows.append([words, *("" if each is None else number(each) for each in found)])
     yield from table(["", *AT_A_GLANCE], rows)
 
 

@@ -365,6 +365,18 @@ def test_what_runs_found_is_written_between_the_markers(tmp_path: pathlib.Path) 
         page.replace(document, [])
 
 
+def test_a_figure_of_zero_is_a_figure() -> None:
+    """The tables show 0.00 for it; only what no run measured is left empty."""
+    rounds = {"wakeups": {"pool": [{"per_minute": 0.0}]}, "connect": {"pool": [{"cpu_us": 0.0}], "floor": [{}]}}
+    pool = Figure("wakeups", "pool", "per_minute")
+    assert page.of_each_run([rounds, rounds], pool) == "0.00 · 0.00"
+    assert page.of_each_run([rounds, {}], pool) == "0.00 · -"
+    assert not page.of_each_run([{}, {}], pool)
+    rows = list(page.summary([RUN | {"rounds": rounds}]))
+    assert "| sockserve, `pool` | 0.00 |  |  |  |" in rows
+    assert not any("a C program" in row for row in rows)
+
+
 def test_a_percentile_is_the_nearest_rank() -> None:
     """Of a hundred values the ninety-ninth, of few the last."""
     assert works.percentile(list(range(1, 101)), 99) == 99
