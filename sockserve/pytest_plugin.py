@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Running", "has_failed", "pytest_runtest_logreport", "running"]
 
-# Every run of an environment in which sockserve is installed imports this module, with the pytest that it has: nothing
-# here may need a newer one than 6.2, or import more of sockserve than the package itself.
+# Every pytest run of an environment in which sockserve is installed imports this module, whatever its pytest: nothing
+# here may need a pytest newer than 6.2, or import more of sockserve than the package itself.
 
 _failed: set[str] = set()
 """The ids of the tests that failed."""
@@ -31,16 +31,16 @@ class Running(Protocol):
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Remember that a test failed: what it leaves behind is then no news, and its traceback keeps sockets alive."""
+    """Remember that a test failed: its leaks are not reported, because its traceback keeps sockets alive."""
     if report.failed:
         _failed.add(report.nodeid)
     elif report.when == "setup":
-        # It runs once more.
+        # A plugin runs the failed test again.
         _failed.discard(report.nodeid)
 
 
 def has_failed(item: pytest.Item) -> bool:
-    """Say whether some phase of a test failed, so far."""
+    """Say whether a phase of a test has failed so far."""
     return item.nodeid in _failed
 
 
@@ -49,10 +49,10 @@ def running(request: pytest.FixtureRequest) -> Iterator[Running]:
     """Each server that it is called with serves in a thread until the test ends, and is then stopped, last first.
 
     It returns the server: ``server = running(MyServer(address, MyHandler))``. What ``serve_forever()`` raised is raised
-    when the test has ended. One that passed must have left no thread, descriptor or child process behind, the longest
-    ``timeout`` given after the last server has stopped (see ``sockserve.testing.running``).
+    when the test has ended. A test that passed must have left no thread, descriptor or child process behind within the
+    longest ``timeout`` given, counted from the end of the last server (see ``sockserve.testing.running``).
     """
-    # Sessions that do not use the fixture shall not pay for it.
+    # Imported here: sessions without this fixture do not pay for it.
     from sockserve.testing import leaks, servers  # noqa: PLC0415
 
     before = leaks.take_inventory()

@@ -126,7 +126,7 @@ def test_a_server_that_answers_without_reading_has_answered(running: Running) ->
     assert client(address, data=bytes(10_000)) == b"thanks"
 
 
-# nobody answers
+# no answer
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "udp"])
@@ -139,7 +139,7 @@ def test_nobody_listens(scheme: str) -> None:
         if scheme == "udp":
             taken.close()
         said = client(address, "--line", "x", status=1).decode()
-    assert said == f"sockserve.client: nobody answers at {address}: Connection refused\n"
+    assert said == f"sockserve.client: no answer from {address}: Connection refused\n"
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_nobody_listens(scheme: str) -> None:
 def test_there_is_no_such_place(address: str, reason: str) -> None:
     """The same for a path, a host and a descriptor that do not exist."""
     said = client(address, "--line", "x", status=1).decode()
-    assert said.startswith(f"sockserve.client: nobody answers at {address}: {reason}")
+    assert said.startswith(f"sockserve.client: no answer from {address}: {reason}")
     assert said.count("\n") == 1
 
 
@@ -162,7 +162,7 @@ def test_a_datagram_without_an_answer(running: Running) -> None:
     """After --wait seconds that is an error, unless they are none."""
     address = address_of(running(sockserve.ThreadingUDPServer(("127.0.0.1", 0), sockserve.DatagramRequestHandler)))
     said = client(address, "--line", "x", "--wait", "0.05", status=1).decode()
-    assert said == f"sockserve.client: nobody answers at {address}: not within 0.05 s\n"
+    assert said == f"sockserve.client: no answer from {address}: not within 0.05 s\n"
     assert client(address, "--line", "x", "--wait", "0") == b""
 
 
@@ -288,7 +288,7 @@ def test_whom_tls_trusts(running: Running, certificate: pathlib.Path) -> None:
     address = tls_server(running, certificates.server_context(certificate), Late)
     said = client(address, "--tls", "--line", "x", status=1).decode()
     assert said == (
-        f"sockserve.client: nobody answers at {address}: self-signed certificate (see --cafile and --insecure)\n"
+        f"sockserve.client: no answer from {address}: self-signed certificate (see --cafile and --insecure)\n"
     )
     assert client(address, "--tls", "--insecure", "--line", "x") == b"hello\nx\n"
 
@@ -297,7 +297,7 @@ def test_tls_with_a_server_that_does_not_speak_it(running: Running) -> None:
     """One line says that it was not TLS."""
     address = address_of(running(sockserve.ThreadingTCPServer(("127.0.0.1", 0), H.WriteFirst)))
     said = client(address, "--tls", "--line", "x", status=1).decode()
-    assert said.startswith(f"sockserve.client: nobody answers at {address}: TLS failed: ")
+    assert said.startswith(f"sockserve.client: no answer from {address}: TLS failed: ")
     assert said.count("\n") == 1
 
 
@@ -336,7 +336,7 @@ def test_an_answer_that_was_cut_off(certificate: pathlib.Path) -> None:
         ("udp://:1 --wait soon", "'soon' is not a time in seconds"),
         ("udp://:1 --wait nan", "'nan' is not a time in seconds"),
         ("udp://:1 --tls", "--tls is for streams"),
-        ("tcp://:1 --insecure", "say whom --tls trusts"),
+        ("tcp://:1 --insecure", "which certificates --tls trusts"),
         ("tcp://:1 --tls --cafile /nowhere", "--cafile /nowhere: No such file or directory"),
     ],
 )

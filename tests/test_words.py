@@ -41,7 +41,6 @@ WORDS = {
 """What no docstring, comment, message of the log or text of an error contains, and what to write instead."""
 
 NOT_YET = (
-    "client",
     "concurrency/child_process.py",
     "concurrency/forks.py",
     "concurrency/pool",
@@ -50,7 +49,6 @@ NOT_YET = (
     "http",
     "net",
     "run",
-    "testing",
 )
 """Rooms that still have some. None is added."""
 

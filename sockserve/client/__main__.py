@@ -1,4 +1,4 @@
-"""``python -m sockserve.client``: the client for people."""
+"""``python -m sockserve.client``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client for people: ``python -m sockserve.client ADDRESS`` sends what is typed and prints what comes back."""
+"""``python -m sockserve.client ADDRESS``: sends what is typed and prints what comes back."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from sockserve.seconds import socket_limit_of
 __all__ = ["main", "read_arguments"]
 
 CONNECT_TIMEOUT = 10.0
-"""Seconds for a connection: a person has pressed Ctrl-C by then."""
+"""Seconds for a connection: few people wait longer before they press Ctrl-C."""
 
 ANSWER_TIMEOUT = 2.0
-"""Seconds for the answer to a datagram: long for a network, short for a person."""
+"""Seconds for the answer to a datagram: long for a network, short for a reader."""
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C: 128 and the number of SIGINT, as a shell reports it."""
@@ -36,8 +36,8 @@ Over a stream the input goes as it is, its end is told to the server (half-close
 server closes. Datagrams are lines: each line of the input is sent as one, without its line end, then one answer is
 waited for and printed.
 
-The exit status is 0; 1 if nobody answers or the connection breaks, 2 for arguments that make no sense, 130 after
-Ctrl-C.
+The exit status is 0; 1 if the server does not answer or the connection breaks, 2 for arguments that make no sense,
+130 after Ctrl-C.
 
 addresses:
 {ACCEPTED_FORMS}
@@ -51,12 +51,13 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the arguments say (None: those of this process) and return the exit status; 1 is explained on stderr.
+    """Do what the arguments say and return the exit status; stderr has the reason of a 1.
 
-    Raises SystemExit: with status 2 for arguments that make no sense, with 0 after ``--help``.
+    ``argv``: the arguments; None: those of this process. SystemExit: status 2 for arguments that make no sense, 0 after
+    ``--help``. In the main thread: Ctrl-C ends it with status 130.
     """
     options = read_arguments(argv)
-    trouble = "nobody answers at"
+    trouble = "no answer from"
     try:
         with _open(options.address) as connection:
             if connection.type == socket.SOCK_DGRAM:
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options and the address. Raises SystemExit as ``main()``."""
+    """Return the options and the address. SystemExit: as ``main()``."""
     parser = argparse.ArgumentParser(
         prog="python -m sockserve.client",
         description="Send a line, or what is typed, to a server and print its answer.",
@@ -89,9 +90,9 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("address", metavar="ADDRESS", help="where the server listens, in one of the forms below")
     parser.add_argument("--line", metavar="TEXT", type=os.fsencode, help="send this line instead of the input")
-    parser.add_argument("--tls", action="store_true", help="speak TLS, and trust whom the system trusts")
+    parser.add_argument("--tls", action="store_true", help="speak TLS, and trust the system's certificates")
     parser.add_argument("--cafile", metavar="FILE", help="with --tls, trust the certificates in this PEM file instead")
-    parser.add_argument("--insecure", action="store_true", help="with --tls, trust anybody")
+    parser.add_argument("--insecure", action="store_true", help="with --tls, trust every certificate")
     parser.add_argument(
         "--wait",
         metavar="S",
@@ -106,7 +107,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.tls and options.address.type == socket.SOCK_DGRAM:
         parser.error("--tls is for streams")
     if (options.cafile or options.insecure) and not options.tls:
-        parser.error("--cafile and --insecure say whom --tls trusts")
+        parser.error("--cafile and --insecure say which certificates --tls trusts")
     if options.wait is not None and options.address.type == socket.SOCK_STREAM:
         parser.error("--wait is for datagrams: a stream ends when the server closes")
     options.wait = ANSWER_TIMEOUT if options.wait is None else options.wait
@@ -130,7 +131,7 @@ def _seconds(text: str) -> float:
 def _context(options: argparse.Namespace) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=options.cafile)
     if _host(options.address) is None or options.insecure:
-        # A socket without a host has no name that a certificate could be for.
+        # A Unix socket or a descriptor has no host name that a certificate could be for.
         context.check_hostname = False
     if options.insecure:
         context.verify_mode = ssl.CERT_NONE
@@ -146,21 +147,21 @@ def _open(address: Address) -> Generator[socket.socket]:
     with contextlib.ExitStack() as last_first:
         if isinstance(address.sockaddr, int):
             connection = last_first.enter_context(adopt(address.sockaddr))
-            # ENOTCONN is told now.
+            # Raises ENOTCONN now, not at the first send().
             connection.getpeername()
         else:
             connection = last_first.enter_context(connect(str(address), timeout=CONNECT_TIMEOUT))
         if _needs_name(connection):
             directory = last_first.enter_context(tempfile.TemporaryDirectory(prefix="sockserve-"))
             connection.bind(f"{directory}/client")
-            # The server may run as another user. Who is not the server is refused: the socket is connected (unix(7)).
+            # The server may run as another user. The socket is connected: other senders are refused (unix(7)).
             os.chmod(f"{directory}/client", 0o666)  # noqa: S103
             os.chmod(directory, 0o711)  # noqa: S103
         yield connection
 
 
 def _needs_name(connection: socket.socket) -> bool:
-    """Say whether it could not be answered as it is (unix(7))."""
+    """Whether a Unix datagram socket has no name yet: then it cannot be answered (unix(7))."""
     is_unix = connection.family == getattr(socket, "AF_UNIX", None)
     return is_unix and connection.type == socket.SOCK_DGRAM and not connection.getsockname()
 

@@ -1,7 +1,7 @@
 """A conversation over a stream, plain or TLS.
 
-Rule 1. Sending and receiving wait in one place, and whichever can go on goes on: a server that answers before it has
-read everything does not block us, nor we it.
+Rule 1. One selector waits for both directions. A server that answers before it has read everything would otherwise
+wait for the client, while the client waits for the server.
 Rule 2. What comes from the server is printed at once, and nothing of it is kept.
 """
 
@@ -18,29 +18,35 @@ from sockserve.client.terminal import READ_SIZE, input_as_socket, write_out
 __all__ = ["HANDSHAKE_TIMEOUT", "Conversation", "Plain", "Tls"]
 
 HANDSHAKE_TIMEOUT = 10.0
-"""Seconds that a server may be silent in a TLS handshake: as long as one of ours waits for a client."""
+"""Seconds that a server may be silent in a TLS handshake: as long as a sockserve server waits for a client."""
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class Plain:
-    """Bytes as they are."""
+    """A layer that changes nothing: plain TCP."""
 
     def encode(self, data: bytes) -> bytes:
-        """What to send for ``data``."""
+        """Return what to send for ``data``."""
         return data
 
     def end(self) -> bytes:
-        """What to send when there is no more."""
+        """Return what to send when the input has ended."""
         return b""
 
     def decode(self, data: bytes | None) -> tuple[bytes, bool]:
-        """What the server said, and whether that was all. Empty bytes: it closed; None: nothing has come yet."""
+        """Return what the server sent, and whether that was the end.
+
+        ``data`` is what recv() returned: empty at end-of-file. None: only what the layer has kept.
+        """
         return data or b"", data == b""
 
 
 class Tls(Plain):
-    """TLS over bytes in memory: so an end can be sent without reading what is just arriving (SSL_shutdown(3))."""
+    """TLS over buffers in memory: so close_notify can be sent without reading what arrives meanwhile (SSL_shutdown(3)).
+
+    The constructor does the handshake, and raises OSError (``ssl.SSLError``, TimeoutError) if it fails.
+    """
 
     def __init__(self, connection: socket.socket, context: ssl.SSLContext, host: str | None) -> None:
         self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -57,7 +63,7 @@ class Tls(Plain):
             return False
         except ssl.SSLError:
             with contextlib.suppress(OSError):
-                # Why we go.
+                # The alert that says why.
                 connection.sendall(self._to_send.read())
             raise
         connection.sendall(self._to_send.read())
@@ -70,18 +76,18 @@ class Tls(Plain):
             self._received.write_eof()
 
     def encode(self, data: bytes) -> bytes:
-        """As ``Plain.encode()``."""
+        """As ``Plain.encode()``, encrypted."""
         self._tls.write(data)
         return self._to_send.read()
 
     def end(self) -> bytes:
-        """As ``Plain.end()``: close_notify, after which TLS still reads (RFC 8446, 6.1)."""
+        """Return close_notify, after which TLS can still read (RFC 8446, 6.1)."""
         with contextlib.suppress(ssl.SSLWantReadError):
             self._tls.unwrap()
         return self._to_send.read()
 
     def decode(self, data: bytes | None) -> tuple[bytes, bool]:
-        """As ``Plain.decode()``. Raises SSLEOFError if the server closed without saying that this was all."""
+        """As ``Plain.decode()``. SSLEOFError: the server closed without close_notify, so data may be missing."""
         if data is not None:
             self._take(data)
         said = bytearray()
@@ -94,14 +100,17 @@ class Tls(Plain):
             pass
         except ssl.SSLEOFError:
             if said:
-                # First what there is: the descriptor stays readable, and tells the rest.
+                # First return what there is: the descriptor stays readable, and the next call raises.
                 return bytes(said), False
             raise
         return bytes(said), True
 
 
 class Conversation:
-    """One stream connection, from the first byte of the input to the last of the answer."""
+    """One stream connection, from the first byte of the input to the last byte of the answer.
+
+    One thread uses it. The caller closes the connection.
+    """
 
     def __init__(self, connection: socket.socket, layer: Plain, line: bytes | None) -> None:
         self._connection = connection
@@ -110,10 +119,13 @@ class Conversation:
         self._unsent = b"" if line is None else layer.encode(line + b"\n") + layer.end()
 
     def run(self) -> None:
-        """Return when the server has closed. Raises OSError when the connection breaks."""
+        """Send the input, print the answer, return when the server has closed.
+
+        OSError: the connection broke. OutputError: standard output takes no more.
+        """
         self._connection.setblocking(False)
         has_ended = False
-        # What the server said together with the last of its handshake.
+        # What the server sent together with the end of its handshake.
         if self._decode(None):
             return
         with selectors.DefaultSelector() as selector, self._input or contextlib.nullcontext():
@@ -121,7 +133,7 @@ class Conversation:
                 if not has_ended and self._input is None and not self._unsent:
                     has_ended = True
                     with contextlib.suppress(OSError):
-                        # ENOTCONN: the server was faster.
+                        # ENOTCONN: the server has closed already.
                         self._connection.shutdown(socket.SHUT_WR)
                 _watch(selector, self._connection, READ | WRITE if self._unsent else READ)
                 if self._input is not None:
@@ -150,7 +162,7 @@ class Conversation:
         except BlockingIOError:
             pass
         except ConnectionError:
-            # It reads no more. It may have answered all the same.
+            # The server reads no more. Its answer may have arrived all the same.
             self._unsent = b""
 
     def _receive(self) -> bool:

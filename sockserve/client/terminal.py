@@ -1,4 +1,4 @@
-"""Where a person is: standard input and standard output, as bytes."""
+"""Standard input and standard output of the client program, as bytes."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ LONGEST_LINE = 65535
 
 
 class OutputError(Exception):
-    """Standard output takes no more; the text says why, and is empty if somebody has just read enough."""
+    """Standard output takes no more. The text says why; it is empty if the reader of a pipe has closed it."""
 
 
 def input_as_socket() -> socket.socket:
-    """What arrives on standard input: a thread copies it, because a file or a Windows console cannot be waited for."""
+    """Return a socket from which the bytes of standard input can be read; end-of-file when that ends.
+
+    A daemon thread copies them: a selector cannot wait for a file or for a Windows console. The caller closes the
+    socket, whereupon the thread ends with its next input.
+    """
     ours, theirs = socket.socketpair()
     for each in (ours, theirs):
-        # Whatever socket.setdefaulttimeout() says: a person thinks as long as they like.
+        # Against socket.setdefaulttimeout(): the time between two lines that are typed has no limit.
         each.setblocking(True)
 
     def copy() -> None:
-        # OSError: a directory as input; or nobody wants more.
+        # OSError: standard input is a directory, or the other socket is closed.
         with theirs, contextlib.suppress(OSError):
             while sys.stdin is not None and (data := os.read(sys.stdin.fileno(), READ_SIZE)):
                 theirs.sendall(data)
@@ -43,15 +47,15 @@ def input_as_socket() -> socket.socket:
 
 
 def input_lines() -> Iterator[bytes]:
-    """The lines of standard input without their ends; one that is too long comes in pieces."""
+    """Yield the lines of standard input without their ends; a line above ``LONGEST_LINE`` comes in pieces."""
     while sys.stdin is not None and (line := sys.stdin.buffer.readline(LONGEST_LINE)):
         yield line.removesuffix(b"\n")
 
 
 class TerminalText:
-    """Makes what a server says safe to show: no escape sequence moves the cursor, sets a title or types a command.
+    """Makes what a server sends safe to show: no escape sequence moves the cursor, sets a title or types a command.
 
-    Pieces may end anywhere, within a character too.
+    The text comes in pieces, which may end anywhere, also inside a character.
     """
 
     def __init__(self) -> None:
@@ -59,9 +63,12 @@ class TerminalText:
         self._held = ""
 
     def feed(self, data: bytes, *, is_all: bool = False) -> str:
-        """The text of the next piece, with control characters as backslash escapes; lines end as they did."""
+        """Return the next piece as text; control characters become backslash escapes, line ends stay.
+
+        ``is_all``: this was the last piece. Never raises for any bytes.
+        """
         text = self._held + self._decode(data, is_all)
-        # Alone, a carriage return begins the line anew, over what stands there; its other half may come next.
+        # A carriage return without a newline would let the server overwrite the line. The newline may come next.
         self._held = "\r" if text.endswith("\r") and not is_all else ""
         lines = text[: len(text) - len(self._held)].split("\r\n")
         return "\r\n".join(printable(line, keep="\n\t") for line in lines)
@@ -71,17 +78,17 @@ _shown = TerminalText()
 
 
 def write_out(data: bytes, *, is_all: bool = False) -> None:
-    """Write to standard output, at once; to a terminal without its control sequences. Raises OutputError.
+    """Write to standard output at once; to a terminal without control sequences.
 
-    ``is_all``: nothing more will come.
+    ``is_all``: these are the last bytes. OutputError: standard output takes no more.
     """
     if sys.stdout is not None and sys.stdout.isatty():  # pyright: ignore[reportUnnecessaryComparison]
         data = _shown.feed(data, is_all=is_all).encode(sys.stdout.encoding, "backslashreplace")
     unwritten = memoryview(data)
     while unwritten and sys.stdout is not None:
         try:
-            # Not through sys.stdout: what it could not write it would try to write again at the end.
+            # Not sys.stdout.write(): its buffer would be written, and fail, once more at the end of the process.
             unwritten = unwritten[os.write(sys.stdout.fileno(), unwritten) :]
         except OSError as error:
-            # EPIPE is head(1), and others who take the first lines only.
+            # EPIPE: the reader, head(1) for example, wanted the first lines only.
             raise OutputError("" if isinstance(error, BrokenPipeError) else error.strerror) from None

@@ -1,4 +1,4 @@
-"""Clients: one that asks and hears, and those that a server meets once it is on a network."""
+"""Clients for tests: ``ask()``, and the clients that misbehave as those on a network do."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ def ask(address: Any, data: bytes, *, timeout: float = 10.0) -> bytes:
     """Return the server's whole answer to ``data``: all until end-of-file of a stream, or one datagram.
 
     ``address`` is a server, an address text (``"udp://127.0.0.1:53"``), or what ``socket.connect`` takes for a stream.
-    A stream is half-closed after the data, which is sent while the answer is read; a server that answers without
-    reading all of it has answered. TimeoutError: it took longer than ``timeout`` seconds; OSError: no connection.
+    A stream is half-closed after the data, which is sent while the answer is read. A server may answer without reading
+    all of it. The whole exchange on a stream has ``timeout`` seconds. TimeoutError: it took longer; OSError: no
+    connection, or it broke. From any thread.
     """
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(connect(address, timeout=timeout))
         if client.type == socket.SOCK_STREAM:
             return _exchange(client, data, timeout)
         if client.family == getattr(socket, "AF_UNIX", None):
-            # Without a name of its own it could not be answered (unix(7)).
+            # The server can answer only a socket that has a name (unix(7)).
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="sockserve-"))
             client.bind(f"{directory}/client")
         client.send(data)
@@ -49,7 +50,7 @@ def ask(address: Any, data: bytes, *, timeout: float = 10.0) -> bytes:
 class Client:
     """A connection that lives for the length of a ``with`` block: it sends ``data`` when that begins, then waits.
 
-    ``timeout``, in seconds, ends each operation with TimeoutError.
+    Each operation may take ``timeout`` seconds: TimeoutError. One thread uses it.
     """
 
     connection: socket.socket
@@ -78,7 +79,7 @@ class Client:
         self.connection.close()
 
     def read(self) -> bytes:
-        """Return all that the server sends until it closes or half-closes; ConnectionResetError: it did so rudely."""
+        """Return all that the server sends until it closes or half-closes. ConnectionResetError: it sent a reset."""
         chunks: list[bytes] = []
         while chunk := self.connection.recv(READ_SIZE):
             chunks.append(chunk)
@@ -89,14 +90,14 @@ class Client:
 
 
 class Stall(Client):
-    """Connects, sends ``data``, if any, then nothing more.
+    """Connects, sends ``data``, then nothing more.
 
     The server sees a connection on which nothing comes, neither bytes nor end-of-file, until the block ends.
     """
 
 
 class HalfClose(Client):
-    """Sends ``data`` and says that this was all; ``read()`` returns the answer.
+    """Sends ``data`` and end-of-file; ``read()`` returns the answer.
 
     The server sees end-of-file after the data and can still write (shutdown(2), SHUT_WR).
     """
@@ -109,7 +110,7 @@ class HalfClose(Client):
 class HalfHandshake(Client):
     """Sends the first bytes of a TLS ClientHello, then nothing more.
 
-    A server that expects TLS sees a handshake that began and does not end; any other one 11 bytes of rubbish.
+    A server that expects TLS sees a handshake that began and does not end; any other server sees 11 bytes.
     """
 
     def __init__(self, address: Any, *, timeout: float = 10.0) -> None:
@@ -117,17 +118,17 @@ class HalfHandshake(Client):
 
 
 class Reset(Client):
-    """Sends ``data``, then breaks the connection off: at ``reset()``, or when the block ends.
+    """Sends ``data``, then resets the connection: at ``reset()``, or when the block ends.
 
     Over TCP the server gets RST: ECONNRESET when it reads, EPIPE or ECONNRESET when it writes, and what it had not read
-    yet may be lost (socket(7), SO_LINGER). A Unix socket knows no RST: the server sees end-of-file and EPIPE, or
+    yet may be lost (socket(7), SO_LINGER). Unix sockets have no RST: the server sees end-of-file and EPIPE, or
     ECONNRESET if it had sent something that was not read (unix(7)).
     """
 
     def reset(self) -> None:
-        """Break the connection off now. No effect if it is closed."""
+        """Reset the connection now. No effect if it is closed."""
         if self.connection.fileno() >= 0:
-            # Linger for no time: close(2) then throws the connection away. Windows has two shorts in the struct.
+            # With a linger time of 0 close(2) sends RST. Windows has two shorts in the struct.
             pair = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pair)
             self.connection.close()
@@ -141,8 +142,8 @@ class Reset(Client):
 class Trickle(Client):
     """Sends one byte of ``data`` every ``interval`` seconds, in a thread of its own, then nothing more.
 
-    The server sees a client that is never silent for long and comes to no end. It stops when the block ends, when all
-    is sent, or when the server has closed.
+    The server sees a client that is never silent for long and does not finish. The thread ends when the block ends,
+    when all is sent, or when the server has closed. ``sent`` and ``error`` may be read from any thread.
     """
 
     def __init__(self, address: Any, data: bytes, *, interval: float = 0.05, timeout: float = 10.0) -> None:
@@ -151,7 +152,7 @@ class Trickle(Client):
         self.sent = 0
         """Bytes sent so far."""
         self.error: OSError | None = None
-        """What ended it early: the server closed (BrokenPipeError, ConnectionResetError) or reads no more."""
+        """What ended it early: the server closed (BrokenPipeError, ConnectionResetError) or stalls (TimeoutError)."""
         self._stop = threading.Event()
 
     def _begin(self) -> None:
@@ -176,7 +177,7 @@ class Trickle(Client):
     ) -> None:
         self._stop.set()
         with contextlib.suppress(OSError):
-            # Ends a send() that waits for a server which does not read; the descriptor stays ours until it has ended.
+            # Wakes a send() that waits for a server that does not read. close() would free the number under the send().
             self.connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self.connection.close()

@@ -1,4 +1,4 @@
-"""What is left behind: threads, descriptors and child processes that were not there before."""
+"""Finds threads, descriptors and child processes that were not there before."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sockserve.errors import SockserveError
 __all__ = ["Inventory", "LeakError", "check_leaks", "child_processes", "leak_guard", "stack_of", "take_inventory"]
 
 FIRST_PAUSE = 0.001
-"""Seconds until the second look: a thread that has answered its client needs about as long to end."""
+"""Seconds between the first two looks: a thread that has answered its client needs about as long to end."""
 
 LAST_PAUSE = 0.05
-"""Seconds between two looks at most: a person does not notice, a busy machine neither."""
+"""Seconds between two looks at most: short for a reader of the result, and no load on a busy machine."""
 
 DESCRIPTOR_DIRECTORIES = (pathlib.Path("/proc/self/fd"), pathlib.Path("/dev/fd"))
 """Where Linux, and where macOS and others list a process's descriptors."""
@@ -39,7 +39,7 @@ PS = ("/bin/ps", "-A", "-o", "ppid=", "-o", "pid=")
 
 
 class LeakError(SockserveError, AssertionError):
-    """Something was left behind; the message names each thread, descriptor and child process."""
+    """A thread, a descriptor or a child process was left behind; the message names each."""
 
 
 class Inventory(NamedTuple):
@@ -47,7 +47,7 @@ class Inventory(NamedTuple):
 
     threads: frozenset[threading.Thread]
     descriptors: dict[int, str]
-    """What each descriptor points at, so that a number that was used again is not taken for the old one."""
+    """What each descriptor points at: a number that was closed and used again is thus seen as new."""
     children: frozenset[int]
     """Process ids, zombies included."""
 
@@ -56,9 +56,10 @@ class Inventory(NamedTuple):
 def leak_guard(*, timeout: float = 10.0, closes: Iterable[int] = ()) -> Generator[None]:
     """Guarantee that the body leaves no thread, descriptor or child process behind; raises LeakError, which names them.
 
-    What is on its way out has ``timeout`` seconds; objects that only wait for the garbage collector count as gone.
-    ``closes`` are descriptors that are open already and must not be at the end. An exception of the body propagates as
-    it is and nothing is checked: its traceback alone keeps sockets alive.
+    A thread or child that is just ending has ``timeout`` seconds; objects that only wait for the garbage collector
+    count as gone. ``closes``: descriptors that are open already and must be closed at the end. An exception of the body
+    propagates and nothing is checked, because its traceback keeps sockets alive. Threads, descriptors and children
+    belong to the process: what another thread opens meanwhile counts, too.
 
     Descriptors are looked up in /proc/self/fd (proc(5)) or /dev/fd, or else tried one by one with fstat(2); child
     processes in ``/proc/self/task/*/children`` or with ps(1). Windows has neither sockets among its descriptors nor
@@ -72,12 +73,12 @@ def leak_guard(*, timeout: float = 10.0, closes: Iterable[int] = ()) -> Generato
 
 
 def take_inventory() -> Inventory:
-    """List what this process holds now."""
+    """Return what this process holds now. From any thread."""
     return Inventory(frozenset(threading.enumerate()), _descriptors(), child_processes())
 
 
 def check_leaks(before: Inventory, *, timeout: float = 10.0) -> None:
-    """Raise LeakError unless, within ``timeout`` seconds, all is gone that was not there ``before``."""
+    """Raise LeakError unless all that was not there ``before`` is gone within ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     pause = FIRST_PAUSE
     while any(_left_behind(before)):
@@ -90,11 +91,11 @@ def check_leaks(before: Inventory, *, timeout: float = 10.0) -> None:
 
 
 def child_processes() -> frozenset[int]:
-    """List the ids of this process's children, zombies included; none where there is no fork(2)."""
+    """Return the ids of this process's children, zombies included; empty where there is no fork(2)."""
     if not hasattr(os, "fork"):
         return frozenset()
-    # A thread's own list: a child belongs to the thread that made it, and to another one when that has ended.
-    # Usually to the first one: its list is read last.
+    # Each thread has a list: a child belongs to the thread that forked it, and moves to another thread, usually the
+    # main thread, when that one ends. So the main thread's list is read last.
     lists = sorted(TASK_DIRECTORY.glob("*/children"), key=lambda path: path.parent.name == str(os.getpid()))
     if not lists:
         return _child_processes_of_ps()
@@ -115,7 +116,7 @@ def _child_processes_of_ps() -> frozenset[int]:
 def _descriptors() -> dict[int, str]:
     described: dict[int, str] = {}
     for fd in _candidates():
-        # The one that listed the directory is closed by now.
+        # The descriptor that listed the directory is closed by now.
         with contextlib.suppress(OSError):
             described[fd] = _target(fd)
     return described
@@ -157,7 +158,7 @@ def _tell_thread(thread: threading.Thread) -> str:
 
 
 def stack_of(thread: threading.Thread) -> list[str]:
-    """Say where a thread is, as lines of a traceback, innermost last; nothing when it has ended."""
+    """Return where a thread is, as lines of a traceback, innermost last; empty when it has ended. From any thread."""
     frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     return traceback.format_stack(frame) if frame is not None else []
 
@@ -168,12 +169,12 @@ def _tell_descriptor(fd: int, target: str) -> str:
         blocks = os.get_blocking(fd)
         borrowed = socket.socket(fileno=fd)
         try:
-            # Not so any more after socket.setdefaulttimeout().
+            # socket.setdefaulttimeout() makes the constructor change the mode of the shared file description.
             os.set_blocking(fd, blocks)
             text += f", bound to {borrowed.getsockname()!r}"
             text += f", connected to {borrowed.getpeername()!r}"
         except OSError:
-            pass  # It is connected to nobody.
+            pass  # No socket, or one without a peer.
         finally:
             borrowed.detach()
     return text

@@ -1,4 +1,4 @@
-"""A server that runs for the length of a ``with`` block."""
+"""A server that runs in a thread for the length of a ``with`` block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sockserve.testing.leaks import leak_guard, stack_of
 __all__ = ["Servable", "call_within", "running"]
 
 LOOK_AGAIN = 0.05
-"""Seconds between two looks at whether a server that has not begun to serve failed instead."""
+"""Seconds between two looks whether a server that has not begun to serve has failed instead."""
 
 Result = TypeVar("Result")
 ServerT = TypeVar("ServerT", bound="Servable")
@@ -44,10 +44,11 @@ def running(
 ) -> Generator[ServerT]:
     """Guarantee that the server serves when the body begins, and that it is gone when the block has ended.
 
-    It serves in a thread, with the given ``poll_interval`` in seconds, if any. At the end it is shut down and closed,
-    and nothing that was opened or started meanwhile may be left, by you or by the server (LeakError names it), unless
-    ``check_leaks`` is false. What ``serve_forever()`` raised is raised here; an exception of the body takes precedence,
-    with the rest as its note. No step takes longer than ``timeout`` seconds: TimeoutError shows where it hangs.
+    It serves in a daemon thread, with the given ``poll_interval`` in seconds, if any. At the end it is shut down and
+    closed. Nothing that was opened or started meanwhile may be left, by your code or by the server (LeakError names
+    it), unless ``check_leaks`` is false. What ``serve_forever()`` raised is raised here; an exception of the body takes
+    precedence, with the rest as its note. No step takes longer than ``timeout`` seconds: TimeoutError shows where it
+    hangs.
     """
     with leak_guard(timeout=timeout, closes=[server.fileno()]) if check_leaks else contextlib.nullcontext():
         arguments = () if poll_interval is None else (poll_interval,)
@@ -68,7 +69,8 @@ def running(
 def call_within(timeout: float, function: Callable[..., Result], *args: Any) -> Result:
     """Return what ``function(*args)`` returns or raise what it raises, within ``timeout`` seconds.
 
-    It runs in a daemon thread. TimeoutError: the time was up; the call goes on, and a note shows where it hangs.
+    It runs in a daemon thread. TimeoutError: the time is up; the thread goes on, and a note shows where it hangs.
+    From any thread.
     """
     call = _Call(function, args)
     call.start()
@@ -76,7 +78,7 @@ def call_within(timeout: float, function: Callable[..., Result], *args: Any) -> 
 
 
 class _Call(threading.Thread, Generic[Result]):
-    """A function called in a daemon thread, and what became of it."""
+    """A call in a daemon thread, and its outcome. The thread that started it asks for the outcome."""
 
     def __init__(self, function: Callable[..., Result], args: tuple[Any, ...]) -> None:
         super().__init__(name=getattr(function, "__qualname__", repr(function)), daemon=True)
@@ -92,7 +94,7 @@ class _Call(threading.Thread, Generic[Result]):
             self._error = error
 
     def outcome(self, timeout: float) -> Result:
-        """Return or raise what the function did, after at most ``timeout`` seconds; TimeoutError: it has not ended."""
+        """Return or raise what the function did. TimeoutError: it has not ended within ``timeout`` seconds."""
         self.join(limit_of(timeout, "timeout"))
         if self.is_alive():
             raise self.hang("ended", timeout)
@@ -101,7 +103,7 @@ class _Call(threading.Thread, Generic[Result]):
         return self._result
 
     def hang(self, what: str, timeout: float) -> TimeoutError:
-        """Return the error that says what it has not done, and where it is instead."""
+        """Return the TimeoutError that says what the call has not done, with its stack as a note."""
         error = TimeoutError(f"{self.name}() has not {what} within {timeout} seconds")
         error.add_note("".join(["It is here:\n", *stack_of(self)]))
         return error
@@ -123,8 +125,8 @@ def _start_signal(server: Servable) -> Callable[[float], bool]:
     wait: Callable[[float], bool] | None = getattr(server, "wait_until_serving", None)
     if wait is not None:
         return wait
-    # socketserver's loop asks for the descriptor when it begins, later than the moment from which shutdown() is heard:
-    # one that comes earlier would never return.
+    # socketserver's shutdown() may come only while serve_forever() runs, or it may wait for ever. The loop's first call
+    # of fileno() says that it runs.
     begun = threading.Event()
     attributes = vars(server)
     own = {key: attributes[key] for key in ("fileno",) if key in attributes}
