@@ -37,6 +37,8 @@ from sockserve.errors import (
     ListenerLostError,
     PeerError,
     PeerTimeoutError,
+    ProxyHeaderError,
+    RefusedError,
     ServerClosedError,
     SockserveError,
 )
@@ -130,6 +132,8 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     "ListenerLostError",
     "PeerError",
     "PeerTimeoutError",
+    "ProxyHeaderError",
+    "RefusedError",
     "ServerClosedError",
 ]
 

@@ -21,6 +21,8 @@ __all__ = [
     "ListenerLostError",
     "PeerError",
     "PeerTimeoutError",
+    "ProxyHeaderError",
+    "RefusedError",
     "ServerClosedError",
     "SockserveError",
 ]
@@ -68,8 +70,16 @@ class PeerTimeoutError(PeerError, TimeoutError):
     """The peer neither sent nor took a byte for as long as the handler's ``timeout`` allows."""
 
 
-class HandshakeError(PeerError, OSError):
+class RefusedError(PeerError, OSError):
+    """The connection ends before its handler: what has to come first is wrong or late. The message says why."""
+
+
+class HandshakeError(RefusedError):
     """The TLS handshake failed or did not end within ``handshake_timeout``."""
+
+
+class ProxyHeaderError(RefusedError):
+    """The PROXY header is missing, malformed, or did not come within ``handshake_timeout``."""
 
 
 class DatagramTruncatedError(PeerError, OSError):
