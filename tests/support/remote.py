@@ -14,12 +14,12 @@ __all__ = ["RemoteServer"]
 
 
 class RemoteServer:
-    """Runs ``remote_server.serve(model, **options)`` for the length of a block."""
+    """Runs ``support.remote_server.serve(model, **options)`` for the length of a block."""
 
     address: tuple[str, int]
 
     def __init__(self, model: str, **options: Any) -> None:
-        self._program = Program(f"import remote_server; remote_server.serve({model!r}, **{options!r})")
+        self._program = Program(f"from support import remote_server; remote_server.serve({model!r}, **{options!r})")
 
     def __enter__(self) -> Self:
         self._program.__enter__()
