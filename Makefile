@@ -6,7 +6,7 @@
 ## make compat    run CPython's own tests of everything that uses socketserver against sockserve
 ## make bench     measure against the C floor, stdlib and the peers   (WORK=ping50 MODEL=greenlet ROUNDS=3 for a part)
 ## make bench-page    write what runs found into the documents    (RESULTS="one/results.json two/results.json")
-## make bench-calls   count the system calls of a request, with strace, into docs/explanation/performance.md
+## make bench-calls   count the system calls of a request, with strace, into docs/explanation/performance-results.md
 ## make bench-smoke   start everything that `bench` starts, for a few hundred requests each
 ## make dist      build what would be published, and try it in an environment of its own
 ## make docs      build the documents as HTML, with every warning an error

@@ -5,7 +5,7 @@
 
 Measured is the processor time, user and system, of the server's whole process tree, as the kernel accounts for it, per
 request. Server and clients are pinned to a core each; in a round every server has its turn, so that whatever else the
-machine does meets all alike. See docs/explanation/performance.md.
+machine does meets all alike. See docs/explanation/performance-results.md.
 """
 
 # A map; a module knows those above it.
@@ -17,7 +17,7 @@ machine does meets all alike. See docs/explanation/performance.md.
 #   targets      P1 to P13, and the verdicts
 #   report       the tables and the JSON
 #   plots        the pictures
-#   page         what runs found, in the documents
+#   page         what runs found, in the documents; NOTEBOOK.md is written by hand: what was tried
 #   calls        the system calls of a request, by strace
 #   __main__     rounds, and the command line
 #   servers/     the programs that are measured

@@ -2,7 +2,7 @@
 
 Each server is let start and warm up first; then strace is attached to all of its threads for a thousand requests, ten
 outstanding at a time, so that calls which serve several requests count in parts. The table goes between the markers in
-docs/explanation/performance.md.
+docs/explanation/performance-results.md.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import pathlib
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from benchmarks import contenders
 from benchmarks.contenders import BY_NAME, Contender
-from benchmarks.page import DOCUMENTS, replace, table
+from benchmarks.page import DOCUMENTS, RESULTS_PAGE, replace, table
 from benchmarks.processes import ServerProcess
 from benchmarks.works import PING, PONG, settle
 
@@ -180,7 +179,7 @@ def main() -> None:
             lines += table([f"`{protocol}`", "calls", "which", f"and {LOCKS}, traced"], rows)
     sys.stdout.write("\n".join(lines) + "\n")
     if asked.write:
-        replace(pathlib.Path(DOCUMENTS) / "explanation/performance.md", lines, BEGIN, END)
+        replace(DOCUMENTS / RESULTS_PAGE, lines, BEGIN, END)
 
 
 if __name__ == "__main__":

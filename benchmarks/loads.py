@@ -79,7 +79,7 @@ def ab(port: Place, clients: int, requests: int) -> Result:
 
     LoadError also if it waited for itself, until its time limit: it leaves connections on which it sends nothing, and
     behind these, where each holds a worker, a request may be stuck ("When ab waits for itself" in
-    docs/explanation/performance.md). Worth another run.
+    benchmarks/NOTEBOOK.md). Worth another run.
     """
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / "percentiles.csv"

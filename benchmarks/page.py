@@ -1,7 +1,8 @@
 """What runs found, written into the documents: ``python -m benchmarks.page RESULTS.json...``, one file for each run.
 
-Replaced is what stands between the markers in docs/explanation/performance.md, docs/how-to/choose-a-model.md and
-README.md, and the plots in docs/pictures/measured/.
+Replaced is what stands between the markers in README.md and docs/: explanation/performance-results.md has everything,
+explanation/performance.md, index.md and README.md the first screen, how-to/choose-a-model.md a line for each model; and
+the plots in docs/pictures/measured/.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from benchmarks.report import medians, number, spread
 from benchmarks.targets import Figure, Limit, Rounds, Verdict
 from benchmarks.works import WORKS
 
+RESULTS_PAGE = "explanation/performance-results.md"
 DOCUMENTS = pathlib.Path(__file__).parent.parent / "docs"
 BEGIN, END = "<!-- measured: written by make bench-page -->", "<!-- end of what was measured -->"
 PLOTS = ("ping500", "connect", "udp", "http", "idle")
@@ -70,6 +72,29 @@ AT_A_GLANCE = {
 }
 """Its columns."""
 
+FIRST_SCREEN = {
+    "a C program": ("connect", "floor"),
+    "sockserve, pool": ("connect-stream", "pool"),
+    "sockserve, greenlets": ("connect-stream", "greenlet"),
+    "sockserve, threads": ("connect-stream", "thread"),
+    "socketserver, threads": ("connect-stream", "stdlib-thread"),
+    "asyncio on uvloop": ("connect", "uvloop"),
+    "gevent": ("connect", "gevent"),
+    "asyncio": ("connect", "asyncio"),
+    "trio": ("connect", "trio"),
+}
+"""The bars of the one plot there: of each library what its first page teaches, of us and socketserver
+``StreamRequestHandler``."""
+
+PLOT_SHOWS = {
+    "ping500": "a request on one of 500 kept connections",
+    "connect": "a connection and its answer",
+    "udp": "a datagram",
+    "http": "a page of http.server",
+    "idle": "memory of an idle connection",
+}
+"""Words for readers who do not see the plots."""
+
 Runs = Sequence[Rounds]
 
 
@@ -119,9 +144,12 @@ def performance(documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             [work for work in works if "floor" in together.get(work, {})],
             lambda w, s: _over_floor(together, w, s),
         )
-    yield "![cost against connections](../pictures/measured/cost-against-connections.svg)"
+    yield _picture("cost-against-connections", "Lines: what a request costs against the number of kept connections")
     yield ""
-    yield from (f"![{work}](../pictures/measured/{work}.svg)\n" for work in PLOTS if work in together)
+    for work in PLOTS:
+        if work in together:
+            yield _picture(work, f"Bars: {PLOT_SHOWS[work]}, {_in_words(together[work], UNITS[work])}")
+            yield ""
     yield "### How fast, and how long a client waits"
     yield ""
     yield f"Requests a second and milliseconds{_medians(runs)}: of the pair of server and client, on a core each."
@@ -132,6 +160,40 @@ def performance(documents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
     for work in ("idle", "cpu", "shutdown", "wakeups"):
         yield from _figures(runs, work)
+
+
+def _picture(name: str, words: str, folder: str = "../pictures") -> str:
+    return f"![{words}]({folder}/measured/{name}.svg)"
+
+
+def _in_words(rows: Mapping[str, Sequence[Mapping[str, float]]], unit: str) -> str:
+    found = {server: value for server, each in rows.items() if (value := medians(each).get(unit)) is not None}
+    return ", ".join(f"{server} {number(found[server])}" for server in sorted(found, key=found.__getitem__))
+
+
+def first_screen(runs: Runs) -> dict[str, tuple[str, float]]:
+    """The bars of its plot: words, contender, and the median of the runs' medians."""
+    bars = {}
+    for words, (work, server) in FIRST_SCREEN.items():
+        found = [value for run in runs if (value := Figure(work, server).median(run)) is not None]
+        if found:
+            bars[words] = server, statistics.median(found)
+    return bars
+
+
+def glance(documents: Sequence[Mapping[str, Any]], folder: str) -> Iterator[str]:
+    """The plot of the first screen, whose words have its figures, and what was measured on what."""
+    bars = first_screen([document["rounds"] for document in documents])
+    ordered = sorted(bars.items(), key=lambda each: each[1][1])
+    words = "; ".join(f"{name} {number(value)}" for name, (_, value) in ordered)
+    yield _picture("at-a-glance", f"Bars of µs for a connection and its answer: {words}", folder)
+    yield ""
+    first = documents[0]
+    yield "Microseconds of processor time of the server, user and system, for a connection and its answer, 50 at once;"
+    yield "sockserve and socketserver with a `StreamRequestHandler`, the others as their documents teach it."
+    yield f"{len(documents)} run{'s' * (len(documents) > 1)} of `make bench` on {first['cores']} cores of"
+    yield f"{first['processor']}, Python {first['python'].split()[0]}."
+    yield ""
 
 
 def _medians(runs: Runs) -> str:
@@ -291,11 +353,14 @@ def replace(path: pathlib.Path, lines: Iterable[str], marker: str = BEGIN, last_
 
 def write(documents: Sequence[Mapping[str, Any]], folder: pathlib.Path) -> None:
     """The pages, and the plots."""
-    replace(folder / "explanation/performance.md", performance(documents))
+    replace(folder / RESULTS_PAGE, performance(documents))
+    replace(folder / "explanation/performance.md", [*glance(documents, "../pictures"), *summary(documents)])
     replace(folder / "how-to/choose-a-model.md", choice(documents))
-    replace(folder.parent / "README.md", summary(documents))
-    together = merged([document["rounds"] for document in documents])
-    plots.draw(together, UNITS, folder / "pictures/measured", PLOTS)
+    replace(folder / "index.md", glance(documents, "pictures"))
+    replace(folder.parent / "README.md", [*glance(documents, "docs/pictures"), *summary(documents)])
+    runs = [document["rounds"] for document in documents]
+    plots.draw(merged(runs), UNITS, folder / "pictures/measured", PLOTS)
+    plots.draw_glance(first_screen(runs), folder / "pictures/measured")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ author = "the sockserve contributors"
 project_copyright = "the sockserve contributors"
 version = release = sockserve.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 myst_heading_anchors = 3
 
 # A public name is documented once, in the reference; what a class has from its bases stands with these.

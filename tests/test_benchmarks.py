@@ -23,7 +23,7 @@ from benchmarks.targets import Figure, Limit
 from sockserve import testing
 
 ROOT = pathlib.Path(__file__).parent.parent
-PERFORMANCE = (ROOT / "docs/explanation/performance.md").read_text("utf-8")
+RESULTS = (ROOT / "docs" / page.RESULTS_PAGE).read_text("utf-8")
 
 REDIS = """\
 "test","rps","avg_latency_ms","min_latency_ms","p50_latency_ms","p95_latency_ms","p99_latency_ms","max_latency_ms"
@@ -365,6 +365,33 @@ def test_what_runs_found_is_written_between_the_markers(tmp_path: pathlib.Path) 
         page.replace(document, [])
 
 
+def test_every_document_gets_its_part(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real ones have the markers, and between them then stand the figures; so have the system calls their place."""
+    names = ("README.md", "docs/index.md", "docs/explanation/performance.md", "docs/how-to/choose-a-model.md")
+    for name in (*names, f"docs/{page.RESULTS_PAGE}"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text("utf-8"), "utf-8")
+    drawn: list[pathlib.Path] = []
+    monkeypatch.setattr(page.plots, "draw", lambda _rounds, _units, folder, _bars: drawn.append(folder))
+    monkeypatch.setattr(page.plots, "draw_glance", lambda _bars, folder: drawn.append(folder))
+    page.write([RUN], tmp_path / "docs")
+    assert drawn == [tmp_path / "docs/pictures/measured"] * 2
+    for name in (*names, f"docs/{page.RESULTS_PAGE}"):
+        text = (tmp_path / name).read_text("utf-8")
+        between = text.partition(page.BEGIN)[2].partition(page.END)[0]
+        assert re.search(r"\b2[05]\.00\b", between), name
+        for picture in re.findall(r"\]\((.*?\.svg)\)", between):
+            assert ((ROOT / name).parent / picture).exists()
+    page.replace(tmp_path / "docs" / page.RESULTS_PAGE, ["counted"], calls.BEGIN, calls.END)
+
+
+def test_the_first_screen_is_short_and_has_its_plot() -> None:
+    """The page for users has a picture among its first lines, and is no longer than can be read in one go."""
+    lines = (ROOT / "docs/explanation/performance.md").read_text("utf-8").splitlines()
+    assert len(lines) <= 150
+    assert any("at-a-glance.svg" in line for line in lines[:12])
+
+
 def test_a_figure_of_zero_is_a_figure() -> None:
     """The tables show 0.00 for it; only what no run measured is left empty."""
     rounds = {"wakeups": {"pool": [{"per_minute": 0.0}]}, "connect": {"pool": [{"cpu_us": 0.0}], "floor": [{}]}}
@@ -394,6 +421,6 @@ def test_a_part_can_be_asked_for() -> None:
 
 def test_the_document_names_every_work_and_target() -> None:
     """And no others."""
-    promised = PERFORMANCE.partition("## What was found")[0]
+    promised = RESULTS.partition("## What was found")[0]
     assert set(re.findall(r"^\| `([\w-]+)` \|", promised, re.MULTILINE)) == {work.name for work in works.WORKS}
     assert set(re.findall(r"^\| (P\d+) \|", promised, re.MULTILINE)) == set(targets.TARGETS)

@@ -160,5 +160,5 @@ def test_every_block_is_of_a_kind_that_runs_or_is_only_shown() -> None:
     """No code hides from these tests behind another language's name."""
     kinds = {line for page in PAGES for line in re.findall(r"^```(.+)$", page.read_text("utf-8"), re.MULTILINE)}
     names = {"python", "console", *SHOWN_ONLY}
-    no_code = {"{eval-rst}", "{toctree}", "{include} ../CHANGELOG.md"}
+    no_code = {"{eval-rst}", "{toctree}", "{include} ../CHANGELOG.md", "{include} ../../benchmarks/NOTEBOOK.md"}
     assert not {kind for kind in kinds - no_code if kind.removeprefix("{code-block} ").split()[0] not in names}
