@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pathlib
 import queue
+import socket
 import threading
 from typing import Any
 
 import pytest
-from support.certificates import make_certificate, server_context
+from support.certificates import client_context, make_certificate, server_context
 from support.log_watch import ExpectLog
 from support.under_test import LIMIT
 from support.waiting import wait_until
@@ -189,7 +191,85 @@ def test_verify_request_may_hand_a_connection_on(running: Running, model: str) -
         assert client.recv(10) == b"goodbye"
 
 
-# errors of the hooks that end a request
+# what the client of a request that ends can see
+
+
+@each_model
+@pytest.mark.parametrize("case", ["handled", "failed", "refused"])
+def test_a_client_that_sees_its_end_is_listed_no_more(
+    running: Running, expect_log: ExpectLog, model: str, case: str
+) -> None:
+    """Already between the half-close and the close, for which ``wait_idle()`` waits all the same."""
+    may_close = threading.Event()
+    own_view: list[list[str]] = []
+
+    def close_request(self: Any, request: Any) -> None:
+        own_view.append([each.state for each in self.active_requests])
+        assert may_close.wait(LIMIT)
+        MODELS[model].close_request(self, request)
+
+    expect_log(logging.ERROR, "Boom", at_least=1 if case == "failed" else 0)
+    hooks = {"close_request": close_request, "verify_request": lambda *_: case != "refused"}
+    server = running(make(model, Boom if case == "failed" else Upper, **hooks))
+    with connect(server, timeout=LIMIT) as client:
+        try:
+            client.sendall(b"" if case == "failed" else b"hello\n")
+            assert client.recv(10) == (b"HELLO\n" if case == "handled" else b"")
+            assert case != "handled" or client.recv(10) == b""
+            assert server.active_requests == ()
+            assert not server.wait_idle(0)
+        finally:
+            may_close.set()
+        assert server.wait_idle(LIMIT)
+    assert own_view == [["shutdown"]]
+
+
+def test_a_request_that_its_subclass_ends_is_listed_no_more(running: Running) -> None:
+    """A kept one, whose socket is still open when its client sees the end."""
+    kept: queue.Queue[Any] = queue.Queue()
+
+    class Server(sockserve.TCPServer):
+        def process_request(self, request: Any, client_address: Any) -> None:
+            kept.put(request)
+
+        def close_request(self, request: Any) -> None:
+            """Leave it open."""
+
+    server = running(Server(LOOPBACK, Upper))
+    with connect(server, timeout=LIMIT) as client, kept.get(timeout=LIMIT) as request:
+        wait_until(lambda: [each.state for each in server.active_requests] == ["kept"])
+        server.shutdown_request(request)
+        assert client.recv(10) == b""
+        assert server.active_requests == ()
+        assert not server.wait_idle(0)
+    assert server.wait_idle(LIMIT)
+
+
+def test_a_client_that_does_not_take_its_end_over_tls_is_listed(running: Running, certificate: pathlib.Path) -> None:
+    """Its worker waits for it, and a limit of connections of one client has to count that."""
+
+    class Handler(sockserve.BaseRequestHandler):
+        def handle(self) -> None:
+            # Beneath TLS, whose records would have to be complete.
+            self.request.settimeout(0)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    socket.socket.send(self.request, bytes(65536))
+            self.request.settimeout(LIMIT)
+
+    class Server(sockserve.ThreadingTCPServer):
+        _serving_patience = LIMIT
+
+    server = running(over_tls(Server(LOOPBACK, Handler), certificate))
+    with (
+        connect(server, timeout=LIMIT) as plain,
+        client_context(certificate).wrap_socket(plain, server_hostname="localhost") as client,
+    ):
+        wait_until(lambda: [each.state for each in server.active_requests] == ["shutdown"])
+        while socket.socket.recv(client, 65536):
+            pass
+        assert server.active_requests == ()
+    assert server.wait_idle(LIMIT)
 
 
 @each_model

@@ -101,6 +101,9 @@ class LiveRequest:
     parking_record: Any
     """What ``parking`` knows of it, from the first wait on."""
 
+    end_told: bool
+    """Whether its client may see the end of the connection from now on, though the server has yet to close it."""
+
     escaped = False
     """Whether whoever asked the table may have it, so that it must not become another request's record."""
 
@@ -115,7 +118,7 @@ class LiveRequest:
         # What changes in every life is no attribute of the class, beside which it would be slower to find.
         self.state = "accept"
         self.handler = None
-        self.detached = False
+        self.detached = self.end_told = False
         self.continue_handler = self.parking_record = None
         # Whoever enters it serves it, or gives it away: nobody waits in that thread for its end.
         self.thread = threading.get_ident()
@@ -123,6 +126,10 @@ class LiveRequest:
     def is_callers_own(self) -> bool:
         """Whether it is served by whoever calls this, who therefore cannot wait for its end."""
         return self.thread == threading.get_ident() and (self.greenlet is None or self.greenlet.is_current())
+
+    def peer_stalls(self, stalls: bool) -> None:
+        """Its end waits (or does no longer) for its client to take what was sent before: until then none is told."""
+        self.end_told = not stalls
 
     def offer(self) -> None:
         """Let ``claim()`` decide who serves or closes it."""
@@ -244,11 +251,15 @@ class ActiveRequests:
         return [live for live in self.all() if not live.is_callers_own()]
 
     def snapshot(self) -> tuple[ActiveRequest, ...]:
-        """What users see. One whose connection is closed is over, though its entry goes a few instructions later."""
+        """What users see: a request whose client may have seen its end is listed no more, though its entry is here.
+
+        Only what serves it still finds it, in the hooks of its end, until its connection is closed.
+        """
         return tuple(
             ActiveRequest(live.client_address, live.state, live.since, live.handler)
             for live in self.all()
-            if live.state != "shutdown" or getattr(live.request, "_closed", False) is not True
+            if (not live.end_told or live.is_callers_own())
+            and (live.state != "shutdown" or getattr(live.request, "_closed", False) is not True)
         )
 
     def next_change(self) -> OneShot:

@@ -287,7 +287,10 @@ class BaseServer(Generic[RequestT, AddressT]):
 
     @property
     def active_requests(self) -> tuple[ActiveRequest, ...]:
-        """The requests in progress, oldest first, as they are now."""
+        """The requests in progress, oldest first, as they are now.
+
+        Without those whose clients may have seen their end; ``wait_idle()`` and ``drain()`` wait for the close itself.
+        """
         return table_of(self).snapshot()
 
     def add_observer(self, observer: Observer) -> None:

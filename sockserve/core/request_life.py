@@ -122,6 +122,7 @@ def take_again(server: Any, live: LiveRequest, request: Any, client_address: Any
     live.client_address = client_address
     live.since = time.monotonic()
     live.state = "verify"
+    live.end_told = False
     try:
         table.by_id[live.key] = live
         if table.watchers:

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from sockserve.core.accepting import drains
-from sockserve.core.active_requests import table_of
+from sockserve.core.active_requests import LiveRequest, table_of
 from sockserve.core.aftercare import let_linger
 from sockserve.core.base_server import AddressT, BaseServer, HandlerFactory
 from sockserve.core.deferral import Deferral
@@ -182,20 +182,23 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         the server's loop: 2 seconds at most, 64 KiB of what still comes, and 256 connections of one server. If the
         handler's ``connection`` or ``request`` is another socket, into which this one was wrapped, that is closed.
         """
+        live = table_of(self).by_id.get(id(request))
+        if live is not None:
+            # Before the half-close: a client that has seen its end, and looks, must not find itself in progress.
+            live.end_told = True
         try:
-            must_linger = half_close(request, self._serving_patience)
+            must_linger = half_close(request, self._serving_patience, live)
             if must_linger:
                 let_linger(self, request)
-            elif must_linger is None:
-                self._serving_end_successor(request)
+            elif must_linger is None and live is not None:
+                self._serving_end_successor(live)
         finally:
             self.close_request(request)
 
-    def _serving_end_successor(self, request: StreamT) -> None:
-        live = table_of(self).find(request)
-        taken = None if live is None else successor(live)
+    def _serving_end_successor(self, live: LiveRequest) -> None:
+        taken = successor(live)
         if taken is not None:
-            if half_close(taken, self._serving_patience):
+            if half_close(taken, self._serving_patience, live):
                 let_linger(self, taken)
             taken.close()
 

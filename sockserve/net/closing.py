@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 from sockserve.net.tls import close_notify, is_tls
 
@@ -37,19 +37,26 @@ at once (10 segments, RFC 6928), and is with its peer before a reset can be."""
 _QUEUES = struct.Struct("6I").unpack
 
 
-def half_close(connection: Any, patience: float = 0.0) -> bool | None:
+class EndObserver(Protocol):
+    """What wants to know when a half-close waits."""
+
+    def peer_stalls(self, stalls: bool) -> None:
+        """The peer does not take what was sent before, and so has not been told the end; or it does now."""
+
+
+def half_close(connection: Any, patience: float = 0.0, observer: EndObserver | None = None) -> bool | None:
     """Tell the peer that the answer is complete. Never raises what the peer caused.
 
     True: to close it now may cost the peer the end of its answer, since it has sent more than was read, or may, while
     much of the answer is under way; keep it open by ``Lingering.add()``. Returns at once, but for ``patience`` seconds
-    at most while over TLS the peer does not take what was sent before. The caller closes the socket. None: it has no
-    descriptor any more.
+    at most while over TLS the peer does not take what was sent before; ``observer`` is told of that. The caller closes
+    the socket. None: it has no descriptor any more.
     """
     try:
         if type(connection) is socket.socket:
             connection.shutdown(socket.SHUT_WR)
         elif is_tls(connection):
-            close_notify(connection, patience)
+            close_notify(connection, patience, None if observer is None else observer.peer_stalls)
             socket.socket.shutdown(connection, socket.SHUT_WR)
         else:
             connection.shutdown(socket.SHUT_WR)

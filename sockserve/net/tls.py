@@ -89,10 +89,11 @@ def refusal_of(error: BaseException) -> BaseException:
     return refusal
 
 
-def close_notify(sock: ssl.SSLSocket, timeout: float) -> None:
+def close_notify(sock: ssl.SSLSocket, timeout: float, peer_stalls: Callable[[bool], object] | None = None) -> None:
     """Tell the peer that no more data comes (RFC 8446, 6.1), without waiting for its answer. Never raises OSError.
 
-    Takes at most ``timeout`` seconds, and those only while the peer does not take what was sent before. Says nothing
+    Takes at most ``timeout`` seconds, and those only while the peer does not take what was sent before:
+    ``peer_stalls(True)`` is called before such a wait and ``peer_stalls(False)`` after it. Says nothing
     if that ended in the middle of a record: the peer must see that data is missing. The connection stays open, can
     then be half-closed, and what the peer still sends is encrypted. No effect on one that is closed, unwrapped, or
     never got through its handshake.
@@ -108,7 +109,12 @@ def close_notify(sock: ssl.SSLSocket, timeout: float) -> None:
                 sock.unwrap()
                 break
             except ssl.SSLWantWriteError:
-                if not _wait_writable(sock, deadline - time.monotonic()):
+                if peer_stalls is not None:
+                    peer_stalls(True)
+                has_room = _wait_writable(sock, deadline - time.monotonic())
+                if peer_stalls is not None:
+                    peer_stalls(False)
+                if not has_room:
                     break
     except (OSError, ValueError):
         # SSLWantReadError: said, and not answered yet. Any other: the peer is gone, or TLS was not up or is over.
