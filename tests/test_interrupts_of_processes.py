@@ -33,7 +33,7 @@ class One(sockserve.PreForkMixIn, sockserve.TCPServer):
 
 def end_a_child(dispatcher: ForkDispatcher, statuses: list[int]) -> None:
     """Fork one that ends at once, and return when it has."""
-    child = dispatcher.fork(lambda: "failed", lambda: None, lambda _: None, statuses.append)
+    child = dispatcher.fork(lambda _: "failed", lambda: None, lambda _: None, statuses.append)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +24,7 @@ import sockserve
 from sockserve.concurrency import child_process as children
 from sockserve.concurrency.child_process import Child
 from sockserve.concurrency.forks import ForkDispatcher
+from sockserve.core.deferral import Deferral
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, call_within, connect
 
@@ -111,6 +114,29 @@ def test_a_second_interrupt_within_the_first_loses_nothing() -> None:
     assert statuses == [7]
 
 
+def test_a_look_at_children_that_live_defers_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes in each turn of a loop, and nothing is to be protected before a child has ended."""
+    entered, defer = list[Deferral](), Deferral.__enter__
+
+    def enter(deferral: Deferral) -> Deferral:
+        entered.append(deferral)
+        return defer(deferral)
+
+    monkeypatch.setattr(Deferral, "__enter__", enter)
+    statuses = list[int]()
+    dispatcher = ForkDispatcher(lambda: 1)
+    with waiting_process() as pid:
+        dispatcher.adopt(pid, statuses.append)
+        dispatcher.reap_all()
+        dispatcher.reap()
+        assert entered == []
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        dispatcher.reap_all()
+    assert statuses == [-signal.SIGKILL]
+    assert entered
+
+
 def test_an_error_in_what_is_told_is_raised_once() -> None:
     """It is the program's, and no reason to keep the child."""
 
@@ -182,6 +208,37 @@ def test_a_forked_process_signals_no_child_of_its_parent() -> None:
         os.waitpid(other, 0)
         assert not child.has_ended()
         child.close()
+
+
+def test_a_fork_while_another_thread_looks_at_a_child_ends_in_no_lock() -> None:
+    """The new process lets go of its parent's child though its copy of the child's lock is held for good."""
+    with waiting_process() as pid:
+        dispatcher = ForkDispatcher(lambda: 1)
+        child = dispatcher.adopt(pid, lambda _status: None)
+        holds, may_go = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with child._hold:
+                holds.set()
+                may_go.wait()
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        holds.wait()
+        other = os.fork()
+        if other == 0:
+            os._exit(int(child.pidfd is not None or bool(dispatcher.children)))
+        may_go.set()
+        holder.join()
+        ended = Child(other, lambda _status: None)
+        if sys.platform == "linux":
+            select.select([ended.pidfd], [], [], LIMIT)
+        has_ended = ended.has_ended()
+        ended.cut()
+        assert os.waitpid(other, 0)[1] == 0
+        assert has_ended
+        ended.close()
+        dispatcher.forked()
 
 
 FAILURES = [errno.EMFILE, errno.ENOMEM, errno.EAGAIN]

@@ -9,22 +9,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from sockserve.core.deferral import Deferral
 from sockserve.core.taken_signals import raw_signal
 
 __all__ = [
     "DRAIN_AGAIN",
-    "HELD_BACK",
     "POLL_WITHOUT_PIDFD",
     "Child",
-    "flush_log_handlers",
     "flush_standard_streams",
+    "fork",
     "ignore",
     "leave_process",
     "open_pidfd",
 ]
+
+Result = TypeVar("Result")
 
 HELD_BACK = tuple(
     getattr(signal, name)
@@ -49,8 +50,33 @@ FLUSH_LIMIT = 10.0
 held the lock of a stream at the fork, and in the child nobody releases it."""
 
 
+def fork(in_child: Callable[[set[int]], object], in_parent: Callable[[int], Result]) -> Result:
+    """Fork, and return what ``in_parent(pid)`` returns; no signal handler runs before that has returned.
+
+    ``in_child`` gets the signals that were blocked before. It has to unblock the others once they mean what they shall
+    mean there; the process ends, with status 1, if it ever returns. What the standard streams and log handlers hold
+    back is written before. From any thread. Raises OSError: EAGAIN, ENOMEM (fork(2)).
+    """
+    # Else the child would write it a second time.
+    flush_standard_streams()
+    _flush_log_handlers()
+    # Blocked for the child; deferred for the parent, because another thread may get a signal whose handler runs here.
+    with Deferral():
+        blocked = raw_signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    in_child(blocked)
+                finally:
+                    os._exit(1)
+            return in_parent(pid)
+        finally:
+            raw_signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 class Child:
-    """A process that serves one request. Every method may be called from any thread, and in a signal handler."""
+    """A process that was forked here. Every method may be called from any thread, and in a signal handler."""
 
     def __init__(self, pid: int, ended: Callable[[int], None]) -> None:
         self.pid = pid
@@ -181,6 +207,15 @@ class Child:
                 pidfd, self.pidfd = self.pidfd, None
                 os.close(pidfd)
 
+    def abandon(self) -> None:
+        """In a process that was forked later: close its copy of the descriptor.
+
+        Takes no lock: another thread of the parent may have held it at the fork, and no thread releases it here.
+        """
+        pidfd, self.pidfd = self.pidfd, None
+        if pidfd is not None:
+            os.close(pidfd)
+
 
 def leave_process(status: int, *, is_alone: bool = False) -> NoReturn:
     """End a forked process: what it wrote is flushed, if that is possible in a moment, and nothing else runs.
@@ -211,8 +246,7 @@ def open_pidfd(pid: int) -> int | None:
         return None
 
 
-def flush_log_handlers() -> None:
-    """Write what log handlers hold back: a child must not write it a second time."""
+def _flush_log_handlers() -> None:
     for handler in _handlers_that_hold_back():
         try:
             handler.flush()

@@ -10,7 +10,6 @@ Rule 3. A child leaves through ``os._exit``: nothing of the parent's runs twice 
 from __future__ import annotations
 
 import functools
-import os
 import select
 import signal
 import socket
@@ -21,11 +20,9 @@ from typing import Any, NoReturn, cast
 
 from sockserve.concurrency.child_process import (
     DRAIN_AGAIN,
-    HELD_BACK,
     POLL_WITHOUT_PIDFD,
     Child,
-    flush_log_handlers,
-    flush_standard_streams,
+    fork,
     ignore,
     leave_process,
 )
@@ -69,13 +66,11 @@ class ForkDispatcher:
     def forked(self) -> None:
         """In a forked child: its parent's children are not its own."""
         for child in self.children.values():
-            child.close()
+            child.abandon()
         self.children = {}
 
     def dispatch(self, serve: Callable[[], str], release: Callable[[], None]) -> Child:
-        blocked = raw_signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
-        def work() -> str:
+        def work(blocked: set[int]) -> str:
             raw_signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             return serve()
 
@@ -83,14 +78,15 @@ class ForkDispatcher:
 
     def fork(
         self,
-        serve: Callable[[], str],
+        serve: Callable[[set[int]], str],
         release: Callable[[], None],
         began: Callable[[Child], None],
         ended: Callable[[int], None],
     ) -> Child:
         """As ``dispatch()``; ``began`` is told of the child before ``release()``, ``ended`` its exit status.
 
-        That is the negative number of the signal if one killed it.
+        That is the negative number of the signal if one killed it. ``serve`` gets the signals that were blocked before
+        the fork, and has to unblock the others.
         """
         # Loops that ask neither: a standard library's, or one over handle_request().
         if self.loop is None:
@@ -98,24 +94,15 @@ class ForkDispatcher:
         while self.full():
             self.wait_for_one(None)
         is_alone = threading.active_count() == 1
-        # What this process has buffered must not be written a second time by the child.
-        flush_standard_streams()
-        flush_log_handlers()
-        # Held back until the child says what SIGTERM means there, and until the parent knows of its child.
-        # Deferred as well: another thread may get the signal, and its handler runs in this one all the same.
-        with Deferral():
-            unblocked = raw_signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
-            try:
-                pid = os.fork()
-                if pid == 0:
-                    _be_child(serve, is_alone=is_alone)
-                child = self.adopt(pid, ended)
-                began(child)
-                # Before the signals come: the parent's copy would keep the connection open.
-                release()
-            finally:
-                raw_signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        return child
+
+        def in_parent(pid: int) -> Child:
+            child = self.adopt(pid, ended)
+            began(child)
+            # Before signal handlers run: the parent's copy would keep the connection open.
+            release()
+            return child
+
+        return fork(functools.partial(_be_child, serve, is_alone), in_parent)
 
     def adopt(self, pid: int, ended: Callable[[int], None]) -> Child:
         """Reap this child of the process as well; ``ended`` as for ``fork()``."""
@@ -132,15 +119,15 @@ class ForkDispatcher:
 
     def reap_all(self) -> None:
         """As ``reap()``, also those whose end will wake the loop."""
-        if self.children:
-            with Deferral():
-                for child in list(self.children.values()):
-                    self._reap_one(child)
+        for child in list(self.children.values()):
+            self._reap_one(child)
 
     def _reap_one(self, child: Child) -> None:
+        # Asked first: to defer takes a system call or two for each signal that has a handler, and this is asked in each
+        # turn. A signal handler that raises here has lost nothing.
         if not child.has_ended():
             return
-        # Or a signal handler's exception could leave it told and not forgotten.
+        # Else what a signal handler raises could leave a child told and not forgotten.
         with Deferral():
             child.reap()
             if child.is_over:
@@ -258,8 +245,7 @@ class ForkingMixIn(DispatchingMixIn):
         release = functools.partial(self._serving_release, live)
         # A terminal sends these to the whole group, and the parent tells its children what they mean.
         for_parent = [signum for signum in (signal.SIGINT, signal.SIGHUP) if is_taken(signum)]
-        blocked = raw_signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        work = functools.partial(self._serving_work_in_child, live, for_parent, blocked)
+        work = functools.partial(self._serving_work_in_child, live, for_parent)
         began = functools.partial(self._serving_child_began, live)
         self._serving_dispatcher.fork(work, release, began, functools.partial(self._serving_child_ended, live))
 
@@ -357,10 +343,10 @@ class ForkingMixIn(DispatchingMixIn):
         return self.timeout
 
 
-def _be_child(serve: Callable[[], str], *, is_alone: bool) -> NoReturn:
+def _be_child(serve: Callable[[set[int]], str], is_alone: bool, blocked: set[int]) -> NoReturn:
     status = EXIT_STATUS["failed"]
     try:
-        status = EXIT_STATUS[serve()]
+        status = EXIT_STATUS[serve(blocked)]
     except (SystemExit, KeyboardInterrupt):
         # A terminal sends Ctrl-C to the children as well; the parent says what is to be said.
         pass

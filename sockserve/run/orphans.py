@@ -15,6 +15,7 @@ import sys
 import threading
 from typing import NoReturn
 
+from sockserve.concurrency.child_process import flush_standard_streams
 from sockserve.log import log
 
 __all__ = ["leave_orphans_to_a_parent"]
@@ -34,10 +35,8 @@ def leave_orphans_to_a_parent() -> None:
     if threading.active_count() > 1 or _has_children():
         log.warning("process 1 with threads or children of its own does not reap orphans: start it by an init program")
         return
-    for stream in (sys.stdout, sys.stderr):
-        # What is buffered would be there twice.
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            stream.flush()
+    # What is buffered would be there twice.
+    flush_standard_streams()
     before = signal.getsignal(signal.SIGCHLD)
     # Until the parent waits for them none may be lost, and SIGCHLD must not be ignored: the status would be lost.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -281,7 +281,7 @@ class Supervisor:
     def abandon(self) -> None:
         """Close this process's copies of the descriptors."""
         for worker in self.workers.values():
-            worker.close()
+            worker.abandon()
 
     def _end_all(self, steps: Sequence[Step]) -> None:
         self._is_ending = True

@@ -7,9 +7,8 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
-from sockserve.concurrency.child_process import HELD_BACK, Child, flush_log_handlers, flush_standard_streams, ignore
+from sockserve.concurrency.child_process import Child, fork, ignore
 from sockserve.concurrency.prefork.parent_process import ParentProcess
 from sockserve.concurrency.prefork.protocol import (
     CAUSE,
@@ -118,45 +117,34 @@ class WorkerHandle:
 
         ``began`` is told of it before a signal handler can run, ``ended`` its exit status. Raises OSError.
         """
-        # What this process has buffered must not be written a second time by the child.
-        flush_standard_streams()
-        flush_log_handlers()
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         parent = ParentProcess()
-        try:
-            pid = os.fork()
-            if pid == 0:
-                self._be_child(work, abandon, unblocked, parent)
+
+        def in_parent(pid: int) -> None:
             self.child = Child(pid, functools.partial(ended, self))
             began(self)
+
+        try:
+            fork(functools.partial(self._be_child, work, abandon, parent), in_parent)
         except OSError:
             self.control.close()
             raise
         finally:
             self._theirs.close()
             parent.close()
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
     def _be_child(
-        self,
-        work: Callable[[Link], None],
-        abandon: Callable[[], None],
-        unblocked: set[int],
-        parent: ParentProcess,
-    ) -> NoReturn:
-        try:
-            # One of the program's would hear in the supervisor what this worker is told.
-            take_wakeup(-1)
-            abandon()
-            self.control.close()
-            for signum in (signal.SIGINT, signal.SIGHUP):
-                # A terminal sends them to all at once, and the supervisor tells its workers what they mean.
-                if not is_ignored(signum):
-                    take(signum, ignore)
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-            be_worker(Link(self._theirs, self.page, self.orders, parent), work)
-        finally:
-            os._exit(1)
+        self, work: Callable[[Link], None], abandon: Callable[[], None], parent: ParentProcess, blocked: set[int]
+    ) -> None:
+        # One of the program's would hear in the supervisor what this worker is told.
+        take_wakeup(-1)
+        abandon()
+        self.control.close()
+        for signum in (signal.SIGINT, signal.SIGHUP):
+            # A terminal sends them to all at once, and the supervisor tells its workers what they mean.
+            if not is_ignored(signum):
+                take(signum, ignore)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        be_worker(Link(self._theirs, self.page, self.orders, parent), work)
 
     def tell(self, command: bytes) -> None:
         """Tell it something, or kill it. No effect on one that has ended."""
@@ -235,3 +223,8 @@ class WorkerHandle:
         """Close this process's descriptors of it."""
         self.control.close()
         self.child.close()
+
+    def abandon(self) -> None:
+        """In a process that was forked later: close its copies of the descriptors. Takes no lock."""
+        self.control.close()
+        self.child.abandon()
