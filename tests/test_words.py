@@ -47,7 +47,6 @@ NOT_YET = (
     "concurrency/prefork",
     "core",
     "http",
-    "net",
     "run",
 )
 """Rooms that still have some. None is added."""

@@ -1,4 +1,4 @@
-"""accept() and recvfrom() for a loop: without ever waiting, and what each call would ask anew is asked once."""
+"""accept() and recvfrom() for a loop: they never wait, and what stays the same is looked up once for all calls."""
 
 from __future__ import annotations
 
@@ -33,9 +33,11 @@ _END = getattr(select, "POLLHUP", 0) | getattr(select, "POLLRDHUP", 0) | getattr
 def accept_of(
     listener: socket.socket, connection_class: type[socket.socket] | None = None
 ) -> Callable[[], tuple[socket.socket, Any]]:
-    """Give a function that does what ``listener.accept()`` does, without a TLS handshake; for a listener's whole life.
+    """Return a function that does what ``listener.accept()`` does, without a TLS handshake.
 
     ``connection_class`` makes a plain connection from family, type, protocol and descriptor; None: ``socket.socket``.
+    The function serves for the listener's whole life, in any number of threads. It raises what ``accept()`` raises, and
+    then no descriptor is left open.
 
     ``socket.accept()`` turns the family and the type of the listener into enums and back for every connection, which
     is a fifth of what a short request costs. A listener with an ``accept()`` of its own keeps it.
@@ -49,12 +51,12 @@ def accept_of(
     new: Any = make.__new__
     init: Any = getattr(make, "__init__")  # noqa: B009 - mypy takes it for an instance's
 
-    # CPython runs signal handlers after a call, when the descriptor would be in no variable yet, and not after a step
-    # of an iteration.
+    # CPython runs signal handlers after a call, not after a step of an iteration. After a call the descriptor is in no
+    # variable yet: an exception of a signal handler would leave it open.
     each_accepted = iter(bare_accept, None)
 
     def accept() -> tuple[socket.socket, Any]:
-        # Before the descriptor is there: what this raises costs no client.
+        # Before there is a descriptor: what this raises loses no client.
         connection = new(make)
         fd, address = -1, None
         try:
@@ -65,7 +67,7 @@ def accept_of(
             # An exception of a signal handler, or no memory: the object may have the descriptor, and then closes it.
             if fd >= 0:
                 if connection.fileno() == fd:
-                    # Beneath the class, whose __init__() may not have come to its own attributes.
+                    # Not the close() of the class: its __init__() may not have set its attributes yet.
                     _socket.socket.close(connection)
                 else:
                     socket.close(fd)
@@ -76,9 +78,10 @@ def accept_of(
 
 
 def careful_accept_of(listener: Any) -> Callable[[], tuple[Any, Any]]:
-    """The same for an object of which nothing is known but that it has ``accept()`` and ``fileno()``.
+    """Return a function that accepts from an object which has ``accept()`` and ``fileno()``, whatever else it is.
 
-    It may wait in ``accept()`` if no client is there: one thread at a time asks it, and only if it is readable.
+    Its ``accept()`` may wait while no client is there. So one thread at a time calls it, and only when it is readable;
+    the function raises BlockingIOError otherwise. Any number of threads may call the function.
     """
     one_at_a_time = threading.Lock()
 
@@ -93,12 +96,15 @@ def careful_accept_of(listener: Any) -> Callable[[], tuple[Any, Any]]:
 
 
 class Receiver:
-    """Receives the datagrams of a socket, whatever its time-out and its class, without ever waiting."""
+    """Receives the datagrams of a socket without waiting, whatever its time-out and its class.
+
+    Any number of threads may call ``receive()``; ``close()`` comes after the last of these calls.
+    """
 
     def __init__(self, sock: Any) -> None:
         self._sock = sock
         self.is_plain = bool(_DONT_WAIT) and getattr(class_of(sock), "recvfrom", None) is _socket.socket.recvfrom
-        """Whether nothing can make it wait, also if another process takes what this one was told of."""
+        """Whether ``receive()`` never waits, even if another process takes the datagram that made it readable."""
         self._recvfrom: Callable[..., tuple[bytes, Any]] = sock.recvfrom
         if self.is_plain:
             self._recvfrom = _socket.socket.recvfrom.__get__(sock)
@@ -106,11 +112,11 @@ class Receiver:
         self._same: _socket.socket | None = None
 
     def receive(self, size: int) -> tuple[bytes, Any]:
-        """As ``recvfrom(size)``; raises BlockingIOError if there is no datagram. From any thread."""
+        """As ``recvfrom(size)``. BlockingIOError: there is no datagram."""
         if self.is_plain:
-            # One with a time-out waits so long, whatever the flags say: sock_call_ex() of CPython's socketmodule.c.
+            # A socket with a time-out waits in spite of MSG_DONTWAIT: sock_call_ex() in CPython's socketmodule.c.
             return (self._without_timeout() if self._sock.gettimeout() else self._recvfrom)(size, _DONT_WAIT)
-        # Another class may do in recvfrom() what it likes: it is asked if a datagram is there, and by one thread.
+        # Another class may wait in its recvfrom(): one thread at a time calls it, and only if there is a datagram.
         with self._one_at_a_time:
             if not _is_readable(self._sock):
                 raise BlockingIOError(errno.EAGAIN, "no datagram")
@@ -121,25 +127,25 @@ class Receiver:
             if self._same is None:
                 sock = self._sock
                 is_blocking = os.get_blocking(sock.fileno())
-                # A time-out belongs to the object, not to the socket; the duplicate is so that each can be closed.
+                # A time-out belongs to the object, not to the socket. A duplicate: each object closes its own number.
                 fd = socket.dup(sock.fileno())
                 self._same = _socket.socket(int(sock.family), int(sock.type), sock.proto, fd)
                 if self._same.gettimeout() is not None:
-                    # The default for new sockets.
+                    # socket.setdefaulttimeout() gave it one.
                     self._same.settimeout(None)
                     os.set_blocking(fd, is_blocking)
             return self._same.recvfrom
 
     def close(self) -> None:
-        """Give back what this took. The socket stays open."""
-        # Without the lock: in a forked child another thread may hold it for ever.
+        """Close what this opened. The socket itself stays open. May be called again."""
+        # Without the lock: in a forked child it may be held by a thread that does not exist there.
         same, self._same = self._same, None
         if same is not None:
             same.close()
 
 
 def has_ended(sock: Any) -> bool:
-    """Whether a socket that never has a peer was shut down, from whichever process: nothing comes there any more."""
+    """Whether a listener or a datagram socket was shut down, by any process: nothing arrives there any more."""
     if not _END:
         return False
     poll = select.poll()
@@ -150,10 +156,11 @@ def has_ended(sock: Any) -> bool:
 
 
 def counter_of(listener: socket.socket) -> Callable[[], int]:
-    """Give a function that says how many connections wait to be accepted: 1 for "some" where the kernel does not count.
+    """Return a function that tells how many connections wait to be accepted; 1 is "some" if the kernel does not count.
 
-    On Linux a TCP listener counts them, and asking it does not let other threads have the interpreter meanwhile.
-    A closed listener, or one that another thread closes now, has none. One that was shut down has some: accept() tells.
+    On Linux a TCP listener counts them; the call keeps the interpreter's lock. The number is 0 for a listener that is
+    closed, also by another thread meanwhile. It is at least 1 for a listener that was shut down: accept() then raises.
+    Any number of threads may call the function.
     """
     ask = _length_of_queue(listener)
     try:
@@ -166,7 +173,7 @@ def counter_of(listener: socket.socket) -> Callable[[], int]:
         try:
             ask = _readiness_of(listener)
         except ValueError:
-            # Closed.
+            # The listener is closed.
             return lambda: 0
 
     def count() -> int:
@@ -179,7 +186,7 @@ def counter_of(listener: socket.socket) -> Callable[[], int]:
 
 
 def _length_of_queue(listener: socket.socket) -> Callable[[], int]:
-    # Once for nearly every request: what does not change is looked up here.
+    # Called once for nearly every request: what does not change is looked up here.
     getsockopt, unpack, size = listener.getsockopt, _STATE_AND_UNACKED.unpack, _STATE_AND_UNACKED.size
     level, option = int(socket.IPPROTO_TCP), getattr(socket, "TCP_INFO", -1)
 

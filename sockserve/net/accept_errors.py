@@ -1,9 +1,9 @@
 """What an error of accept(2) means, as a table.
 
-Rule 1. An error that one peer caused is that peer's: go on.
+Rule 1. An error that a peer caused concerns that peer alone: go on.
 Rule 2. An error that the machine's state caused will come again at once: pause, or the loop spins.
 Rule 3. An error of the listener itself never ends: leave the loop and say so.
-Rule 4. What nobody foresaw may come again at once too: rule 2.
+Rule 4. An error that is not in the table may come again at once, too: rule 2.
 
 Sources: accept(2), "Error handling" (Linux reports errors that were pending on the *new* connection); POSIX.1-2024
 accept(); Go's internal/poll and ``net/http.Server.Serve`` for the delays.
@@ -35,11 +35,11 @@ class Verdict(enum.Enum):
 
 
 _VERDICTS: dict[str, Verdict] = {
-    # Another process or thread took the connection first, or the datagram's checksum was wrong.
+    # Another process or thread has taken the connection, or the datagram's checksum was wrong.
     "EAGAIN": Verdict.NOTHING_THERE,
     "EWOULDBLOCK": Verdict.NOTHING_THERE,
     "EINTR": Verdict.NOTHING_THERE,
-    # The peer left between its SYN and our accept, or the network beneath it did.
+    # The peer left, or its network failed, between its SYN and this accept().
     "ECONNABORTED": Verdict.IGNORE,
     "ECONNREFUSED": Verdict.IGNORE,
     "ECONNRESET": Verdict.IGNORE,
@@ -52,14 +52,14 @@ _VERDICTS: dict[str, Verdict] = {
     "EPIPE": Verdict.IGNORE,
     "EPROTO": Verdict.IGNORE,
     "ETIMEDOUT": Verdict.IGNORE,
-    # A datagram that did not fit was taken from the queue: the next one may.
+    # The datagram that did not fit is gone from the queue: the next may fit.
     "EMSGSIZE": Verdict.IGNORE,
-    # No descriptor or no memory: every further try fails alike until something is released.
+    # No descriptor or no memory: every further try fails alike until some are released.
     "EMFILE": Verdict.BACK_OFF,
     "ENFILE": Verdict.BACK_OFF,
     "ENOBUFS": Verdict.BACK_OFF,
     "ENOMEM": Verdict.BACK_OFF,
-    # A firewall may say so of one client (accept(2)), a sandbox (seccomp(2)) of every call, for ever.
+    # A firewall refuses so one client (accept(2)), a sandbox (seccomp(2)) every call.
     "EPERM": Verdict.BACK_OFF,
     # The listener is closed, is no socket, or does not listen.
     "EBADF": Verdict.FATAL,
@@ -78,13 +78,13 @@ _BY_NUMBER: dict[int, Verdict] = {
 
 
 def judge(error: BaseException) -> Verdict:
-    """Say what an error of accept() or recvfrom() asks of the loop. Never raises."""
+    """Return what the loop has to do after an error of accept() or recvfrom(). Never raises. From any thread."""
     if not isinstance(error, OSError):
         return Verdict.BACK_OFF
     ssl = sys.modules.get("ssl")
     if ssl is not None and (isinstance(error, ssl.SSLError) or _was_raised_in(ssl, error)):
-        # The number of an SSLError is OpenSSL's, not the kernel's: 1 would read EPERM. Any other error that SSLSocket's
-        # own lines raise is of the new connection, which they close.
+        # The number of an SSLError is OpenSSL's, not the kernel's: 1 is not EPERM. Any other error raised by
+        # the ssl module's own lines concerns the new connection, which these lines close.
         return Verdict.IGNORE
     if error.errno is None:
         by_peer = isinstance(error, (ConnectionError, TimeoutError))

@@ -24,7 +24,7 @@ _UNIX_NAME_LIMIT = 107 if sys.platform.startswith("linux") else 103
 _LAST_PORT = 65535
 _LAST_FD = 2**31 - 1
 
-# One spelling each: no sign, no leading zero, no digit outside ASCII.
+# One spelling for each number: no sign, no leading zero, no digit outside ASCII.
 _NUMBER = re.compile("0|[1-9][0-9]{0,9}")
 # RFC 1123, 2.1, and the underscore that container networks put into names.
 _HOST_NAME = re.compile("[A-Za-z0-9._-]+")
@@ -33,16 +33,16 @@ _ZONE = re.compile("[A-Za-z0-9._~-]+")
 
 
 class Address(NamedTuple):
-    """What a text says; ``str()`` gives the text back."""
+    """The parts of an address text; ``str()`` gives the text back."""
 
     scheme: str
     """The word before the first colon."""
 
     family: socket.AddressFamily
-    """AF_UNSPEC where the text leaves it open: a host name, every interface, an inherited descriptor."""
+    """AF_UNSPEC where the text does not say it: for a host name, every interface, an inherited descriptor."""
 
     type: socket.SocketKind | None
-    """SOCK_STREAM or SOCK_DGRAM; None for an inherited descriptor, which knows its own."""
+    """SOCK_STREAM or SOCK_DGRAM; None for an inherited descriptor, whose type only the kernel knows."""
 
     sockaddr: tuple[str, int] | str | int
     """What bind() takes: host and port, or a path, or an abstract name that begins with NUL; or the descriptor."""
@@ -57,7 +57,7 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str) -> Address:
-    """Read an address, or raise AddressError, which shows the text, what is wrong with it and what is accepted."""
+    """Return what an address text says. AddressError: names the text, what is wrong with it, and the accepted forms."""
     name, _, rest = text.partition(":")
     scheme = _SCHEMES.get(name)
     if scheme is None:
@@ -74,9 +74,9 @@ def _refusal(text: str, reason: str) -> AddressError:
 
 
 def format_address(sock: socket.socket) -> str:
-    """Give the text for what a socket is bound to; ``parse_address`` reads it, if the family has such texts.
+    """Return the text for what a socket is bound to. ``parse_address`` reads it, if the family has such texts.
 
-    A zone is given by its number, which every interface has in one spelling. Raises OSError on a closed socket.
+    A zone is given by its number: a name may have several spellings. OSError: the socket is closed.
     """
     name = sock.getsockname()
     is_datagram = sock.type == socket.SOCK_DGRAM
@@ -87,7 +87,7 @@ def format_address(sock: socket.socket) -> str:
         return str(Address("udp" if is_datagram else "tcp", sock.family, sock.type, (host, port)))
     if hasattr(socket, "AF_UNIX") and sock.family == socket.AF_UNIX:
         path = os.fsdecode(name)
-        # A relative path that would read as an abstract name.
+        # "./": without it a relative path that begins with @ would be read as an abstract name.
         path = f"./{path}" if path.startswith("@") else path
         return str(Address("unix-dgram" if is_datagram else "unix", sock.family, sock.type, path))
     return str(name)
@@ -99,10 +99,10 @@ def is_ipv6(host: str) -> bool:
 
 
 def with_zone(sockaddr: Any) -> Any:
-    """Give a socket address whose zone is where bind() and connect() look for it.
+    """Return a socket address with the zone of its host as the fourth item, where bind() and connect() expect it.
 
-    Python's bind() takes ("fe80::1%eth0", 80) and drops the zone; as the fourth number it counts (RFC 4007, 11;
-    ipv6(7)). Any other address is returned as it is. Raises OSError for an interface that there is not.
+    Python's bind() takes ("fe80::1%eth0", 80) and drops the zone (RFC 4007, 11; ipv6(7)). Any other address is returned
+    as it is. OSError: there is no such interface.
     """
     if not isinstance(sockaddr, tuple) or len(sockaddr) != 2 or not isinstance(sockaddr[0], str):  # pyright: ignore[reportUnknownArgumentType]
         return sockaddr  # pyright: ignore[reportUnknownVariableType]

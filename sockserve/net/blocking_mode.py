@@ -1,14 +1,16 @@
 """A listener does not block while a loop accepts from it, and has its own mode again afterwards.
 
 Rule 1. The mode belongs to the open file description (fcntl(2), O_NONBLOCK): other sockets, loops and processes may
-share it. The last of them gives it back; one that leaves before never makes it block under the others.
-Rule 2. What was handed in as non-blocking stays so: another program may wait for it.
-Rule 3. The time-out belongs to the socket object: the last loop of this process that has the object gives it back.
+share it. The last user restores it. A user that leaves earlier never makes it block: the others would hang in accept().
+Rule 2. A listener that was non-blocking before stays so: another program may depend on it.
+Rule 3. The time-out belongs to the socket object: the last loop of this process that uses the object restores it.
 
-No process can ask the kernel which others have a descriptor. So each that has taken a listener's mode holds a shared
-record lock on it (fcntl(2), F_SETLK): such a lock is the process's own, is not inherited by a fork, and ends with the
-process however that ends. The one that gets an exclusive lock is the last. Where a socket bears no such lock, a process
-counts only its own loops.
+Theory of operation. The kernel does not tell a process which others have a descriptor. So each process that uses a
+listener holds a shared record lock on it (fcntl(2), F_SETLK). Such a lock belongs to the process, is not inherited by a
+fork, and ends with the process in whatever way that ends. The process that gets an exclusive lock is the last user.
+Where a socket cannot have such a lock, a process counts only its own loops.
+
+Any thread may call ``lend()`` and ``give_back()``; ``_guard`` protects ``_lent`` and ``_modes``.
 """
 
 from __future__ import annotations
@@ -28,25 +30,25 @@ if sys.platform != "win32":
 __all__ = ["give_back", "lend"]
 
 PATIENCE = 0.1
-"""Seconds to wait for a process that is just giving the mode back, which takes microseconds."""
+"""Seconds to wait for a process that is just restoring the mode, which takes microseconds."""
 
 PAUSE = 0.001
-"""Seconds between two looks whether it has."""
+"""Seconds between two attempts to get the lock meanwhile."""
 
 _LOCK_BYTE = 1
 
 
 class _Mode:
-    """The mode of one open file description, lent in this process."""
+    """The mode of an open file description that loops of this process use."""
 
     def __init__(self) -> None:
         self.users = 0
         self.is_ours = False
-        """Whether loops have made it non-blocking, here or in another process, so that the last of them undoes it."""
+        """Whether loops made it non-blocking, here or in another process: the last of them restores it then."""
 
 
 class _Lent:
-    """One socket object, lent in this process."""
+    """A socket object that loops of this process use."""
 
     def __init__(self, listener: Any, file: object) -> None:
         self.listener = listener
@@ -62,10 +64,7 @@ _guard = threading.RLock()
 
 
 def lend(listener: Any) -> None:
-    """Make a listener non-blocking; ``give_back()`` as often as this. From any thread.
-
-    Raises OSError if it is closed.
-    """
+    """Make a listener non-blocking. Each call needs its ``give_back()``. OSError: the listener is closed."""
     with _guard:
         lent = _lent.get(id(listener))
         if lent is None:
@@ -82,9 +81,9 @@ def lend(listener: Any) -> None:
 
 
 def give_back(listener: Any) -> None:
-    """Let go of a listener that was lent, closed or not; no effect on any other, nor in a forked child.
+    """End one ``lend()``; the last one restores mode and time-out. The listener may be closed. Never raises OSError.
 
-    Never raises OSError.
+    No effect on a listener that was not lent, nor in a forked child.
     """
     with _guard:
         lent = _lent.get(id(listener))
@@ -100,10 +99,10 @@ def give_back(listener: Any) -> None:
         if is_last:
             del _modes[lent.file]
         if listener.fileno() != lent.fd:
-            # Closed, and its lock gone with it.
+            # Closed, which has released its lock.
             return
         with contextlib.suppress(OSError):
-            # OSError: closed in this moment.
+            # OSError: another thread closes it now.
             is_last = is_last and mode.is_ours and _end(lent.fd)
             _set_timeout(lent, is_last)
         if is_last:
@@ -111,7 +110,7 @@ def give_back(listener: Any) -> None:
 
 
 def _file_of(listener: Any) -> object:
-    """What is the same for all descriptors of one socket."""
+    """Return a key that is the same for all descriptors of one socket."""
     try:
         status = os.fstat(listener.fileno())
     except OSError:
@@ -125,7 +124,7 @@ def _set_timeout(lent: _Lent, may_block: bool) -> None:
     if lent.timeout is not None or may_block:
         listener.settimeout(lent.timeout)
     elif isinstance(listener, _socket.socket) and socket.getdefaulttimeout() is None:
-        # settimeout(None) would make the description block, if only for a moment. This sets what the object knows.
+        # settimeout(None) would make the description block for a moment. This sets only the time-out of the object.
         _socket.socket.__init__(listener, int(listener.family), int(listener.type), listener.proto, lent.fd)
     else:
         listener.settimeout(None)
@@ -147,29 +146,29 @@ else:
     _KINDS = {"none": fcntl.LOCK_UN, "shared": fcntl.LOCK_SH | fcntl.LOCK_NB, "alone": fcntl.LOCK_EX | fcntl.LOCK_NB}
 
     def _begin(lent: _Lent) -> bool:
-        """Join the users of a mode; say whether the mode is the loops' own."""
+        """Join the users of a mode; say whether loops have set the mode, so that the last of them restores it."""
         deadline = time.monotonic() + PATIENCE
         while _lock(lent.fd, "shared") is False and time.monotonic() < deadline:
             threading.Event().wait(PAUSE)
         if os.get_blocking(lent.fd):
             return True
-        # Another process has lent it, or it came so.
+        # Non-blocking: either loops of another process use it, or the program has made it so.
         if _lock(lent.fd, "alone") is False:
             return True
         _lock(lent.fd, "none")
         return False
 
     def _end(fd: int) -> bool:
-        """Leave the users of a mode; true, with none able to join, if there is none left."""
+        """Leave the users of a mode. True: this was the last user, and the exclusive lock keeps new ones waiting."""
         is_last = _lock(fd, "alone")
         if is_last is False:
-            # Of two that leave at once, the one that lets go last finds no other.
+            # Two processes that leave at once block each other. After the unlock the slower one gets the lock.
             _lock(fd, "none")
             is_last = _lock(fd, "alone")
         return is_last is not False
 
     def _lock(fd: int, kind: str) -> bool | None:
-        """False: another process's lock is in the way; None: this socket bears no locks."""
+        """Set or release the lock. False: another process holds it; None: this socket cannot have locks."""
         try:
             fcntl.lockf(fd, _KINDS[kind], _LOCK_BYTE)
         except (BlockingIOError, PermissionError):
@@ -179,8 +178,8 @@ else:
         return True
 
     def _begin_anew() -> None:
-        # In a forked child nothing is lent: what the parent lent stays non-blocking, and only there it is given back.
-        global _guard  # noqa: PLW0603 - another thread may have held it in the moment of the fork
+        # A forked child uses no listener yet. Those of the parent stay non-blocking until the parent restores them.
+        global _guard  # noqa: PLW0603 - another thread may have held it at the fork
         _guard = threading.RLock()
         for lent in _lent.values():
             try:

@@ -1,4 +1,4 @@
-"""Whether the peer left, or an error is ours."""
+"""Tells errors that a peer caused by leaving from errors of the program. Any thread may call these functions."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _NO_WAY_BACK = {
         # The answer does not fit into the queue of a Unix client that does not read, or into a full device's.
         "EAGAIN",
         "ENOBUFS",
-        # A Unix client closed its socket, or removed, replaced or protected its path.
+        # A Unix client has closed its socket, or removed, replaced or protected its path.
         "ECONNREFUSED",
         "ENOENT",
         "ENOTDIR",
         "ELOOP",
         "EPROTOTYPE",
         "EACCES",
-        # A firewall's word, or the network's. ECONNRESET is Windows' for a port where nothing listens.
+        # A firewall or the network refuses. ECONNRESET: Windows says so of a port where nothing listens.
         "EPERM",
         "ECONNRESET",
         "EHOSTDOWN",
@@ -35,14 +35,14 @@ _NO_WAY_BACK = {
     )
     if hasattr(errno, name)
 }
-"""What sendto(2) says of an address that nothing can be sent to at present. EMSGSIZE is missing: too long an answer is
-its handler's mistake."""
+"""Errors of sendto(2) for an address that nothing can be sent to at present. EMSGSIZE is not among them: too long an
+answer is a mistake of the handler."""
 
 
 def cannot_be_answered(error: BaseException, client_address: object) -> bool:
-    """Say whether sending a datagram failed because of where it was to go: for reasons that a client may choose.
+    """Say whether sending a datagram failed because of its destination, which a client may choose. Never raises.
 
-    Source port 0 is valid (RFC 768) and can be forged; an answer to it is EINVAL.
+    Source port 0 is valid (RFC 768) and can be forged; an answer to it fails with EINVAL.
     """
     if not isinstance(error, OSError):
         return False
@@ -54,12 +54,11 @@ def _has_no_port(client_address: object) -> bool:
 
 
 def has_left(request: object, error: BaseException, client_address: object = None) -> bool:
-    """Say whether an exception only tells that this request's own peer went away or fell silent.
+    """Say whether an exception only means that the peer of this request has left or fallen silent. Never raises.
 
-    So does an answer to a datagram without a source port, in whatever way its handler sends it.
-
-    A ``ConnectionError`` may as well come from a database or an upstream server that the handler talks to, and that one
-    must not be hushed up: it counts only if the request's socket is dead itself (poll(2): POLLHUP, POLLERR).
+    A ``ConnectionError`` may as well come from a database that the handler talks to, and must then be reported: it
+    counts only if the request's own socket is dead (poll(2): POLLHUP, POLLERR). The error of an answer to a datagram
+    without a source port counts, too, in whatever way the handler sends it.
     """
     if isinstance(error, PeerError):
         return True
@@ -74,7 +73,7 @@ def has_left(request: object, error: BaseException, client_address: object = Non
 def _is_dead(connection: socket.socket, signs: int = 0) -> bool:
     fd = connection.fileno()
     if fd < 0 or not hasattr(select, "poll"):
-        # Closed by the handler after the error, or a platform that cannot tell: believe the error.
+        # The handler has closed the socket, or the platform cannot tell: believe the error.
         return True
     poll = select.poll()
     poll.register(fd, signs)

@@ -1,7 +1,7 @@
 """Connections that stay open for a moment after their end, so that no reset overtakes the answer.
 
-Rule 1. What is kept is a descriptor of its own: the hooks of a request's life close the request when they always do.
-Rule 2. Nothing here waits but ``finish()``, and nothing is kept beyond its bounds: number, seconds, bytes.
+Rule 1. What is kept is a duplicate of the descriptor: the hooks of a request's life close the request as always.
+Rule 2. Only ``finish()`` waits. What is kept has bounds: number, seconds, bytes.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ if sys.platform != "win32":
 __all__ = ["LINGER_BYTES", "LINGER_SECONDS", "MOST", "SWEEP_SECONDS", "Lingering", "finish_lingering", "lingering_of"]
 
 LINGER_SECONDS = 2.0
-"""The longest that a connection is kept: gunicorn's and nginx's lingering close wait 2 to 5 s."""
+"""Seconds that a connection is kept at most: gunicorn's and nginx's lingering close wait 2 to 5."""
 
 LINGER_BYTES = 65536
-"""The most input that is thrown away: what a well-behaved peer had under way, not an upload."""
+"""Bytes of input that are thrown away at most: what a well-behaved peer had under way, not an upload."""
 
 MOST = 256
-"""Connections that one server keeps at once; for one more the oldest is closed."""
+"""Connections that a server keeps at the same time; beyond that the oldest is closed."""
 
 SWEEP_SECONDS = 0.05
-"""Seconds between two looks at them. What their peers send waits in the kernel meanwhile, and is no reset."""
+"""Seconds between two sweeps. What the peers send meanwhile waits in the kernel and causes no reset."""
 
 FINISH_SECONDS = 0.01
-"""The same while a server's end waits for them."""
+"""Seconds between two sweeps while the end of a server waits for them."""
 
 _DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 
 
 class _Kept:
-    """One connection whose sending half is shut down."""
+    """A connection whose sending half is shut down."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -48,23 +48,23 @@ class _Kept:
         self.has_taken = False
 
     def is_over(self, *, in_haste: bool = False) -> bool:
-        """Whether a close does no harm any more. In haste: also if its peer may see a reset, after the whole answer."""
+        """Whether it may be closed. In haste: also if the peer gets a reset, but only after the whole answer."""
         if time.monotonic() >= self.deadline:
             return True
         try:
             while self.room > 0:
                 data = self.sock.recv(self.room, _DONT_WAIT)
                 if not data:
-                    # If it was a drain that ended the input, the peer may go on sending.
+                    # A drain may have ended the input: the peer may not have ended, and the answer may be under way.
                     return _is_acknowledged(self.sock)
                 self.has_taken = True
                 self.room -= len(data)
         except BlockingIOError:
             pass
         except OSError:
-            # Reset: there is nothing left to lose.
+            # The connection is reset: the answer is lost or has arrived.
             return True
-        # A peer that sends is one that may see a reset: it gets the time to see the end and to stop.
+        # A peer that still sends would get a reset: it has time to see end-of-file and to stop.
         waits_for_peer = self.has_taken and self.room > 0 and not in_haste
         return not waits_for_peer and _is_acknowledged(self.sock)
 
@@ -77,27 +77,27 @@ def _is_acknowledged(sock: socket.socket) -> bool:
         fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, count)
     except OSError:
         return True
-    # One is the FIN's (tcp(7), SIOCOUTQ).
+    # The FIN counts as 1 (tcp(7), SIOCOUTQ).
     return int.from_bytes(count, sys.byteorder) <= 1
 
 
 class Lingering:
-    """The connections of one server that linger. Every method may be called from any thread."""
+    """The connections of one server that linger. Any thread may call any method."""
 
     def __init__(self) -> None:
-        # The thread that takes one out owns it: append() and popleft() are atomic.
+        # append() and popleft() are atomic: the thread that took a connection out is the only one that has it.
         self._kept: collections.deque[_Kept] = collections.deque()
         self._process = os.getpid()
         self.host: object = None
-        """What looks after them at present; None: nothing does."""
+        """The object that sweeps them at present; None: there is none."""
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def add(self, connection: socket.socket) -> bool:
-        """Keep a half-closed connection open, whose own descriptor the caller closes.
+        """Keep a half-closed connection open by a duplicate descriptor; the caller closes the original.
 
-        False: there is no descriptor to be had; what its peer had sent is thrown away, and that is all.
+        False: there was no descriptor for that (EMFILE). The input that has arrived is thrown away, nothing is kept.
         """
         if self._process != os.getpid():
             self.abandon()
@@ -108,7 +108,7 @@ class Lingering:
             return False
         sock = socket.socket(connection.family, connection.type, connection.proto, fd)
         if sock.gettimeout() is not None or not _DONT_WAIT:
-            # The default for new sockets: with it recv() would wait first.
+            # socket.setdefaulttimeout() gave it a time-out, with which recv() would wait.
             sock.setblocking(False)
         self._kept.append(_Kept(sock))
         while len(self._kept) > MOST:
@@ -116,7 +116,7 @@ class Lingering:
         return True
 
     def sweep(self, *, in_haste: bool = False) -> bool:
-        """Close those that need not be kept any longer; say whether any are left."""
+        """Close the connections that need not be kept any longer; say whether any are left. Never waits."""
         for _ in range(len(self._kept)):
             try:
                 kept = self._kept.popleft()
@@ -129,7 +129,7 @@ class Lingering:
         return bool(self._kept)
 
     def finish(self, *, in_haste: bool = False) -> None:
-        """Wait until none is left: ``LINGER_SECONDS`` at most. In haste: only until each answer has arrived."""
+        """Return when none is left, after ``LINGER_SECONDS`` at most. In haste: as soon as each answer has arrived."""
         if self._process != os.getpid():
             self.abandon()
             return
@@ -141,7 +141,7 @@ class Lingering:
             self.abandon()
 
     def abandon(self) -> None:
-        """Close this process's descriptors of them, as they are."""
+        """Close all now. In a forked child this closes the child's copies only."""
         while self._kept:
             self._close_next()
         self._process = os.getpid()
@@ -154,7 +154,7 @@ class Lingering:
 
 
 def lingering_of(server: Any) -> Lingering:
-    """Those of any server; made on first use."""
+    """Return the lingering connections of a server; made on first use. From any thread."""
     try:
         lingering: Lingering = server.__dict__["_serving_lingering"]
     except KeyError:
@@ -163,7 +163,7 @@ def lingering_of(server: Any) -> Lingering:
 
 
 def finish_lingering(server: Any, *, in_haste: bool = True) -> None:
-    """As ``finish()`` of a server that may have none."""
+    """Call ``finish()`` if the server has lingering connections."""
     lingering: Lingering | None = server.__dict__.get("_serving_lingering")
     if lingering is not None:
         lingering.finish(in_haste=in_haste)

@@ -1,4 +1,4 @@
-"""Sockets opened properly, whatever server they are for."""
+"""Opens, adopts, copies and reopens the sockets of servers."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _SEQPACKET = getattr(socket, "SOCK_SEQPACKET", socket.SOCK_STREAM)
 
 
 def apply_reuse(sock: socket.socket, reuse_address: bool, reuse_port: bool) -> None:
-    """Set what a server may share, where that has a meaning: on IPv4 and IPv6. Called before bind(). Raises OSError.
+    """Set whether a server may share its address; before bind(), on IPv4 and IPv6, elsewhere no effect. Raises OSError.
 
     ``reuse_address``: bind although connections of an earlier run linger in TIME_WAIT (socket(7), SO_REUSEADDR).
-    Windows allows that anyway, and there SO_REUSEADDR would let any program take the port over: a stream socket is
-    bound exclusively instead. ``reuse_port``: several sockets that all ask for it share the port, where they can.
+    Windows allows that anyway, and there SO_REUSEADDR would let any program take the port: a stream socket is bound
+    exclusively instead. ``reuse_port``: all sockets that ask for it share the port, on systems that have SO_REUSEPORT.
     """
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         # Newer Linux kernels refuse SO_REUSEPORT on AF_UNIX with EOPNOTSUPP; SO_REUSEADDR does nothing there.
@@ -52,7 +52,7 @@ def apply_reuse(sock: socket.socket, reuse_address: bool, reuse_port: bool) -> N
 
 
 def listens(sock: object) -> bool:
-    """Whether it is a socket that listens, SOCK_STREAM or SOCK_SEQPACKET, or an object that stands for one."""
+    """Whether a socket, or an object that stands for one, listens (SOCK_STREAM, SOCK_SEQPACKET)."""
     if isinstance(sock, socket.socket) and sock.type not in (socket.SOCK_STREAM, _SEQPACKET):
         return False
     try:
@@ -75,10 +75,10 @@ _OPTION_NUMBERS: tuple[int, ...] = (
     if sys.platform.startswith("linux")
     else tuple({value for name, value in vars(socket).items() if name.startswith(("SO_", "TCP_", "IP_", "IPV6_"))})
 )
-"""What options may have for numbers: below 128 in all headers of Linux (asm/socket.h, linux/in.h, in6.h, tcp.h)."""
+"""Possible numbers of options: below 128 in all headers of Linux (asm/socket.h, linux/in.h, in6.h, tcp.h)."""
 
 _OWN_OPTIONS = {getattr(socket, "SO_INCOMING_CPU", 49)}
-"""Options of SOL_SOCKET that tell what happened to one socket: the CPU that its last packet came on (socket(7))."""
+"""Options of SOL_SOCKET that tell a socket's history: the CPU of its last packet (socket(7)). Not copied."""
 
 _DOUBLED = {socket.SO_RCVBUF, socket.SO_SNDBUF}
 """Linux gives back twice the size that was set (socket(7))."""
@@ -87,10 +87,10 @@ _LONGEST_OPTION = 64
 
 
 def twin_of(sock: socket.socket) -> socket.socket:
-    """Make another socket at the address of one that shares its port, with its options, TLS and mode; not listening.
+    """Return another socket at the address of a socket that shares its port; it does not listen yet.
 
-    Every option that can be read and set is copied where it differs from a new socket's, whether the server's hooks set
-    it or the program. What cannot be read is not: filters, multicast memberships. Raises OSError.
+    It has the same TLS, mode and options: every option that can be read and set is copied where it differs from a new
+    socket's. What cannot be read is not copied: filters, multicast memberships. Raises OSError.
     """
     twin = socket.socket(sock.family, sock.type, sock.proto)
     try:
@@ -120,12 +120,12 @@ def _copy_options(sock: socket.socket, twin: socket.socket) -> None:
                     value = (int.from_bytes(value, sys.byteorder) // 2).to_bytes(len(value), sys.byteorder)
                 twin.setsockopt(level, number, value)
             except OSError:
-                # No such option, one that is read only, or one that needs a privilege: as for the program.
+                # There is no such option, it is read only, or it needs a privilege.
                 continue
 
 
 def listen_anew(sock: socket.socket, backlog: int) -> None:
-    """Listen if it is a stream socket that does not: a twin, or one that ``listen_no_more()`` was called for."""
+    """Make a stream socket listen if it does not: a twin, or a socket after ``listen_no_more()``. Raises OSError."""
     if sock.type == socket.SOCK_STREAM and not listens(sock):
         sock.listen(backlog)
 
@@ -133,7 +133,7 @@ def listen_anew(sock: socket.socket, backlog: int) -> None:
 def listen_no_more(sock: socket.socket) -> None:
     """Let the kernel give new connections to the other sockets of the port; those that wait here are reset.
 
-    The socket stays bound, and may listen again: listen(2) after shutdown(2), as Linux has it. Elsewhere no effect.
+    The socket stays bound and may listen again: Linux allows listen(2) after shutdown(2). Elsewhere no effect.
     """
     if sys.platform.startswith("linux") and sock.type == socket.SOCK_STREAM:
         with contextlib.suppress(OSError):
@@ -141,12 +141,12 @@ def listen_no_more(sock: socket.socket) -> None:
 
 
 def family_of(host: object, default: int) -> int:
-    """Give AF_INET6 for an IPv6 literal, with or without a zone, and ``default`` for anything else. Never raises."""
+    """Return AF_INET6 for an IPv6 literal, with or without a zone, and ``default`` for anything else. Never raises."""
     return socket.AF_INET6 if isinstance(host, str) and is_ipv6(host) else default
 
 
 class UnixDatagramSocket(socket.socket):
-    """A server's Unix datagram socket: it never waits for a client that does not read.
+    """A server's Unix datagram socket, which never waits for a client that does not read.
 
     sendto(2) to a Unix datagram socket blocks while the receiver's queue is full, ten datagrams by default
     (net.unix.max_dgram_qlen): a handler that answers on ``request[1]`` would hold its thread, or the loop.
@@ -164,8 +164,8 @@ class UnixDatagramSocket(socket.socket):
 
 
 def open_socket(family: int, kind: int) -> socket.socket:
-    """Open the socket of a server; for Unix datagrams one that never waits for a client. Raises OSError."""
-    # A class that gevent or eventlet put there has its own way to wait.
+    """Open the socket of a server; for Unix datagrams a ``UnixDatagramSocket``. Raises OSError."""
+    # gevent and eventlet put their own class there, with its own way to wait.
     is_plain = socket.socket.__module__ == "socket"
     if is_plain and family == getattr(socket, "AF_UNIX", None) and kind == socket.SOCK_DGRAM:
         return UnixDatagramSocket(family, kind)
@@ -173,12 +173,11 @@ def open_socket(family: int, kind: int) -> socket.socket:
 
 
 def adopt(fd: int, *, keeps_mode: bool = False) -> socket.socket:
-    """Make a blocking socket object of an inherited descriptor, which it owns from then on: closing it closes ``fd``.
+    """Make a blocking socket object of an inherited descriptor and own it: closing the object closes ``fd``.
 
-    Not a duplicate: a copy left open would keep the port after the server has closed. Child processes do not inherit it
-    further. ``keeps_mode``: the open file description, which the program that lent it may still use, is left as it is,
-    blocking or not; the object is without a time-out all the same.
-    Raises AddressError, and leaves the descriptor alone, if it is not an open socket.
+    No duplicate is made: if ``fd`` stayed open, the port would be taken after the server has closed. Child processes do
+    not inherit it. ``keeps_mode``: the open file description stays blocking or not as it is, since another program may
+    use it; the object has no time-out all the same. AddressError: it is no open socket, and is left alone.
     """
     try:
         is_blocking = os.get_blocking(fd) if keeps_mode and sys.platform != "win32" else True
@@ -200,9 +199,9 @@ def adopt(fd: int, *, keeps_mode: bool = False) -> socket.socket:
 
 
 class UnixName(str):
-    """The name of a Unix socket, equal to that ``str``; ``name[0]`` is all of it.
+    """The name of a Unix socket: a ``str`` whose item 0 is all of it.
 
-    For programs that take ``client_address[0]`` for the peer of whatever family, as ``http.server`` does when it logs.
+    For programs that use ``client_address[0]`` for peers of every family, as ``http.server`` does when it logs.
     Any other index works as on ``str``. An abstract name begins with NUL; the name of a peer that bound none is empty.
     """
 
@@ -213,5 +212,5 @@ class UnixName(str):
 
 
 def unix_name(name: str | bytes | None) -> UnixName:
-    """Give the name that getsockname(), accept() or recvfrom() told, as text that sendto() and connect() take back."""
+    """Return a name from getsockname(), accept() or recvfrom() as text that sendto() and connect() accept."""
     return UnixName(os.fsdecode(name or ""))

@@ -1,6 +1,8 @@
 """TLS on a connection that the ssl module wrapped: the handshake under a deadline, and a clean end.
 
-Nothing here imports ssl. A program that uses it has imported it; one that does not need not pay for it.
+Nothing here imports ssl: a program that uses TLS has imported it, and other programs do not pay for the import.
+
+Of a connection one thread at a time calls these functions.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 SHORTEST = 0.001
-"""Seconds that a handshake gets at least: a limit of 0 refuses whatever is not there at once."""
+"""Seconds that a handshake has at least: with a limit of 0 even input that has arrived would stay unread."""
 
 __all__ = ["close_notify", "defer_handshake", "handshake", "is_tls", "recv_beneath", "refusal_of", "wrapped_like"]
 
@@ -30,7 +32,7 @@ def is_tls(sock: object) -> TypeIs[ssl.SSLSocket]:
     """Say whether a socket is an ``ssl.SSLSocket``. Never raises; costs next to nothing."""
     if type(sock) is socket.socket:
         return False
-    # getattr: another thread may be in the middle of importing ssl.
+    # getattr: another thread may be importing ssl now, and the module have no such name yet.
     tls_class: Any = getattr(sys.modules.get("ssl"), "SSLSocket", None)
     return tls_class is not None and isinstance(sock, tls_class)
 
@@ -38,18 +40,18 @@ def is_tls(sock: object) -> TypeIs[ssl.SSLSocket]:
 def defer_handshake(listener: socket.socket) -> None:
     """Make ``accept()`` on a listener that an SSLContext wrapped return without a handshake. No effect on any other.
 
-    The accepted connection is an SSLSocket all the same; ``handshake()`` has to come before anything is read from it.
+    The accepted connection is an SSLSocket all the same. Call ``handshake()`` before anything is read from it.
     """
     if is_tls(listener):
         listener.do_handshake_on_connect = False  # type: ignore[attr-defined]  # missing in typeshed
         if listener.suppress_ragged_eofs:  # type: ignore[attr-defined]  # missing in typeshed
-            # Only the option makes it true: without it OpenSSL 3 calls an end of input without close_notify a fatal
-            # error, answers with an alert, and lets nothing be written any more. A drain ends the input so.
+            # A drain ends the input without close_notify. Without this option OpenSSL 3 calls that a fatal error, sends
+            # an alert, and refuses to write the answer.
             listener.context.options |= sys.modules["ssl"].OP_IGNORE_UNEXPECTED_EOF
 
 
 def wrapped_like(listener: socket.socket, twin: socket.socket) -> socket.socket:
-    """Return ``twin``, or if an SSLContext wrapped the listener, what the same context makes of it in the same way."""
+    """Return ``twin``, wrapped by the listener's SSLContext in the same way as the listener, if that is wrapped."""
     if not is_tls(listener):
         return twin
     return listener.context.wrap_socket(
@@ -61,16 +63,15 @@ def wrapped_like(listener: socket.socket, twin: socket.socket) -> socket.socket:
 
 
 def handshake(sock: ssl.SSLSocket, timeout: float | None) -> None:
-    """Shake hands, all of it within ``timeout`` seconds, however slowly the peer sends; None: without limit.
+    """Complete the TLS handshake within ``timeout`` seconds, however slowly the peer sends; None: no limit.
 
-    No effect if hands were shaken already. Whatever happens the socket has its own time-out again afterwards. Raises
-    HandshakeError, with a reason of one line, from the ssl module's or the system's exception.
+    No effect if it is complete already. The socket has its own time-out again in any case. HandshakeError: it failed;
+    the text gives the reason in one line, the cause is the exception of the ssl module or of the system.
     """
     limit = limit_of(timeout, "handshake_timeout")
     before = sock.gettimeout()
     try:
-        # One deadline for the whole handshake, not a limit for each wait: CPython's _ssl.c, do_handshake.
-        # 0 would mean not to wait at all, and leave what has arrived unread.
+        # CPython takes the time-out as one deadline for the whole handshake: _ssl.c, do_handshake.
         sock.settimeout(None if limit is None else socket_limit_of(max(limit, SHORTEST)))
         sock.do_handshake()
     except OSError as error:
@@ -80,7 +81,7 @@ def handshake(sock: ssl.SSLSocket, timeout: float | None) -> None:
 
 
 def refusal_of(error: BaseException) -> BaseException:
-    """Give the HandshakeError for what ssl raised while it wrapped a connection; any other error as it is."""
+    """Return the HandshakeError for what ssl raised while it wrapped a connection; any other error as it is."""
     ssl = sys.modules.get("ssl")
     if ssl is None or not isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
         return error
@@ -92,11 +93,11 @@ def refusal_of(error: BaseException) -> BaseException:
 def close_notify(sock: ssl.SSLSocket, timeout: float, peer_stalls: Callable[[bool], object] | None = None) -> None:
     """Tell the peer that no more data comes (RFC 8446, 6.1), without waiting for its answer. Never raises OSError.
 
-    Takes at most ``timeout`` seconds, and those only while the peer does not take what was sent before:
-    ``peer_stalls(True)`` is called before such a wait and ``peer_stalls(False)`` after it. Says nothing
-    if that ended in the middle of a record: the peer must see that data is missing. The connection stays open, can
-    then be half-closed, and what the peer still sends is encrypted. No effect on one that is closed, unwrapped, or
-    never got through its handshake.
+    It takes at most ``timeout`` seconds, and only while the peer does not take what was sent before:
+    ``peer_stalls(True)`` is called before such a wait and ``peer_stalls(False)`` after it. Nothing is sent if the output
+    ended in the middle of a record: the peer must see that data is missing. The connection stays open and can be
+    half-closed then; what the peer still sends is encrypted. No effect on a connection that is closed, unwrapped, or
+    whose handshake never ended.
     """
     ssl = sys.modules["ssl"]
     deadline = time.monotonic() + timeout
@@ -117,15 +118,15 @@ def close_notify(sock: ssl.SSLSocket, timeout: float, peer_stalls: Callable[[boo
                 if not has_room:
                     break
     except (OSError, ValueError):
-        # SSLWantReadError: said, and not answered yet. Any other: the peer is gone, or TLS was not up or is over.
+        # SSLWantReadError: sent, and not answered yet. Others: the peer has left, or TLS was not up or is over.
         pass
     finally:
         _set_timeout(sock, before)
 
 
 def recv_beneath(sock: ssl.SSLSocket, size: int, flags: int = 0) -> bytes:
-    """What ``recv()`` of the socket beneath TLS gives: records as they are. Raises as that."""
-    # A cooperative socket lets others run meanwhile.
+    """Return what ``recv()`` of the socket beneath TLS returns: encrypted records. Raises what that raises."""
+    # The socket of a greenlet lets other greenlets run meanwhile.
     receive: Callable[[ssl.SSLSocket, int, int], bytes] = getattr(type(sock), "recv_beneath", socket.socket.recv)
     return receive(sock, size, flags)
 
@@ -144,7 +145,7 @@ def _wait_writable(sock: socket.socket, timeout: float) -> bool:
 def _reason(error: OSError, timeout: float | None) -> str:
     if isinstance(error, TimeoutError) and error.errno is None and timeout is not None:
         return f"not done within {timeout:g} s"
-    # OpenSSL's own words, as WRONG_VERSION_NUMBER, or the text without the line of _ssl.c at its end.
+    # OpenSSL's words, such as WRONG_VERSION_NUMBER; or the text without the line number of _ssl.c at its end.
     of_openssl: str | None = getattr(error, "reason", None)
     return of_openssl.replace("_", " ").lower() if of_openssl else (error.strerror or str(error)).partition(" (_ssl")[0]
 
@@ -153,5 +154,5 @@ def _set_timeout(sock: socket.socket, timeout: float | None) -> None:
     try:
         sock.settimeout(timeout)
     except OSError:
-        # EBADF: another thread closed it, which what comes next will find out.
+        # EBADF: another thread has closed it; the next operation says so.
         pass

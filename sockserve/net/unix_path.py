@@ -1,10 +1,10 @@
 """The path of a Unix socket: bound, given its permissions, and removed in the end.
 
-Rule 1. A path that a process has bound is never taken away from it, and what is no socket is never removed.
-Rule 2. A path is removed by the process that serves, and only while it is still what was bound: with the socket still
-open if no other process can be serving, and else once no process has the socket.
-Rule 3. In doubt it belongs to another process.
-Rule 4. Permissions are given to the socket that was bound, never to a name: that may be a link by then.
+Rule 1. A path that a live process has bound is never replaced, and a file that is no socket is never removed.
+Rule 2. The process that serves removes the path, and only if it is still the socket that was bound: while the socket is
+open if no other process can be serving, and otherwise after no process has the socket any more.
+Rule 3. A path that may belong to another process does.
+Rule 4. Permissions are given to the socket that was bound, never to a name: another program may have made that a link.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 __all__ = ["BoundPath", "bind_unix"]
 
 _LOCK_PATIENCE = 2.0
-"""Seconds to wait for other starters in the directory. Each holds the lock for microseconds. A process that holds it
-longer is no starter, and may be any that can read the directory: it must not keep a server from starting."""
+"""Seconds to wait for the lock of a directory. A server that starts holds it for microseconds. Any process that can
+read the directory can hold it longer, and must not keep a server from starting."""
 
 _LOCK_PAUSE = 0.005
 """Seconds between two attempts at that lock."""
 
-# Two threads that change it at the same time would each restore what the other had set.
+# Of two threads that change the umask at the same time, each would restore what the other has set.
 _UMASK_LOCK = threading.Lock()
 
 
 _SIOCUNIXFILE = 0x89E0
-"""unix(7) does not have it, linux/un.h does: a descriptor of what the socket has bound, for CAP_NET_ADMIN."""
+"""ioctl of linux/un.h, not in unix(7): a descriptor of the path that the socket has bound. Needs CAP_NET_ADMIN."""
 
 _forks = 0
-"""How often this process has forked, and those that it comes from."""
+"""How often this process and its ancestors have forked."""
 
 
 def _count_fork() -> None:
@@ -59,23 +59,26 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Servers:
-    """The processes that serve from one path, as all see it that were forked since: memory that they share."""
+    """The processes that serve from one path, in memory that they share: the process that bound it and its children.
+
+    Any thread may call any method.
+    """
 
     def __init__(self) -> None:
         try:
             self._pids: memoryview | None = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("i")
         except OSError:
-            # ENOMEM: then any may serve.
+            # ENOMEM: any process may be serving then.
             self._pids = None
 
     def add(self) -> None:
-        """Count this process in. Idempotent."""
+        """Add this process. May be called again."""
         pids = self._pids
         if pids is None:
             return
         pids[0] = True
         pid, places = os.getpid(), len(pids) - 1
-        # Another place for each process number, or two that begin at the same moment might take the same one.
+        # The process id decides where the search begins: two processes that start it together take different places.
         for step in range(places):
             place = 1 + (pid + step) % places
             if pids[place] == pid or not _is_alive(pids[place]):
@@ -83,7 +86,7 @@ class _Servers:
                 return
 
     def discard(self) -> None:
-        """Count this process out."""
+        """Remove this process. No effect if it is not there."""
         pids, pid = self._pids, os.getpid()
         for place in () if pids is None else range(1, len(pids)):
             if pids[place] == pid:  # type: ignore[index]
@@ -112,7 +115,10 @@ def _is_alive(pid: int) -> bool:
 
 
 class BoundPath:
-    """A path in the file system that this process, or one that it comes from, has bound a Unix socket to."""
+    """A path in the file system to which this process or its parent has bound a Unix socket.
+
+    Any thread may call ``serve()``; one thread at a time calls the others.
+    """
 
     def __init__(self, path: pathlib.Path, found: os.stat_result) -> None:
         self.path = path
@@ -124,21 +130,21 @@ class BoundPath:
         self._server_pid = 0
 
     def serve(self) -> None:
-        """Note that this process serves from now on, until ``end()``. From any thread."""
+        """Record that this process serves from now on, until ``end()``."""
         pid = os.getpid()
         if self._server_pid != pid:
             self._servers.add()
             self._server_pid = pid
 
     def end(self, close: Callable[[], object]) -> bool:
-        """Call ``close()``, which closes the socket, and remove the path if that is up to this process; say whether so.
+        """Close the socket by ``close()``, and remove the path if this process has to; True: it was removed.
 
-        It is if this process serves and no other; or if it served or bound it, and no process has the socket any more.
-        A child that did neither removes it only if none has served: a server may have become a daemon after the bind.
-        Raises what ``close()`` raises. May be called again.
+        It has to if it is the only process that serves, or if it served or bound the path and no process has the socket
+        any more. A child that did neither removes it only if no process has served: a server may have become a daemon
+        after the bind. Raises what ``close()`` raises. May be called again.
         """
         if self._is_up_to_this_process():
-            # Before the close: an open socket keeps others from taking the path for a dead server's.
+            # Before the close: while the socket is open, no other server takes the path for a dead server's.
             is_removed = self.unlink()
             self._leave()
             close()
@@ -149,7 +155,7 @@ class BoundPath:
         if not (serves or self._pid == os.getpid() or not self._servers.has_any_served()):
             return False
         try:
-            # In this order, if there is one descriptor left: without the lock it is as without such locks.
+            # First the probe: if only one descriptor is left, the lock can be missing, the probe cannot.
             probe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         except OSError:
             return False
@@ -167,34 +173,33 @@ class BoundPath:
             self._server_pid = 0
 
     def unlink(self) -> bool:
-        """Remove the path if it is still what was bound, and say whether it was removed. Never raises, idempotent."""
+        """Remove the path if it is still what was bound; True: it was removed. Never raises. May be called again."""
         try:
             if _identity(self.path.lstat()) != self.identity:
                 return False
             self.path.unlink()
         except OSError:
-            # Gone already, or in a directory that this process may no longer write to.
+            # The path is gone, or this process may not write to its directory any more.
             return False
         return True
 
 
 def _identity(found: os.stat_result) -> tuple[int, ...]:
-    # The time as well: ext4 gives the number of a removed file to the next one. chmod() and chown() do not change it.
+    # The time, too: ext4 gives the inode of a removed file to the next file. chmod() and chown() do not change it.
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def bind_unix(
     sock: socket.socket, address: str | bytes | os.PathLike[str] | os.PathLike[bytes], mode: int | None
 ) -> BoundPath | None:
-    """Bind a Unix socket; a path that a dead server left behind is replaced, anything else there is not touched.
+    """Bind a Unix socket. A path that a dead server has left is replaced; anything else there is not touched.
 
-    Of any number of processes that do this for one path at the same time, one succeeds and keeps it. ``mode``: the
-    path's permissions, whatever the umask; at no moment is it open to anybody else. None: what the umask leaves.
-    Returns None if no path was made: for an abstract name, and for the empty one, which Linux replaces (unix(7)).
+    Of any number of processes that do this for one path at the same time, exactly one succeeds and keeps it. ``mode``:
+    the path's permissions, whatever the umask; at no moment has it others. None: what the umask leaves. Returns None if
+    no path was made: for an abstract name, and for the empty name, which Linux replaces (unix(7)).
 
-    Raises OSError: EADDRINUSE, naming the path, if something is there that cannot be known to be dead, or another
-    program has exchanged what was bound; else as bind(2).
-    AddressError if a NUL is inside the path, where the kernel would end it.
+    OSError: EADDRINUSE names the path if there is something that may be alive, or if another program has exchanged what
+    was bound; else as bind(2). AddressError: a NUL is inside the path, where the kernel would end it.
     """
     name = os.fspath(address)
     raw = os.fsencode(name)
@@ -203,7 +208,7 @@ def bind_unix(
         return None
     if b"\0" in raw:
         raise AddressError(f"a Unix socket's path cannot contain a NUL: {name!r}")
-    # Most servers have no path, and shall not pay for the import.
+    # Imported here: most servers have no path and do not pay for it.
     import pathlib  # noqa: PLC0415
 
     path = pathlib.Path(os.fsdecode(raw))
@@ -213,7 +218,7 @@ def bind_unix(
         with _one_starter_at_a_time(path.parent):
             _remove_stale(name, path)
             if not _try_to_bind(sock, name, mode):
-                raise _in_use(path, "a server that was quicker")
+                raise _in_use(path, "a server that was faster")
     found = path.lstat()
     if not stat.S_ISSOCK(found.st_mode):
         raise _exchanged(path)
@@ -228,7 +233,7 @@ def bind_unix(
 
 
 def _permit(sock: socket.socket, bound: BoundPath, mode: int) -> None:
-    """Give what was bound the permissions that the umask took from ``mode``. Raises OSError."""
+    """Give what was bound the permissions that the umask has removed from ``mode``. Raises OSError."""
     if sys.platform != "linux":
         if not _is_bound(bound, bound.path.lstat(), mode):
             raise _exchanged(bound.path)
@@ -245,14 +250,14 @@ def _permit(sock: socket.socket, bound: BoundPath, mode: int) -> None:
     try:
         if not _is_bound(bound, os.fstat(fd), mode):
             raise _exchanged(bound.path)
-        # open(2), O_PATH: such a descriptor names the file itself, whatever its path leads to by now.
+        # open(2), O_PATH: the descriptor means the file itself, whatever its path leads to now.
         os.chmod(f"/proc/self/fd/{fd}", mode)
     finally:
         os.close(fd)
 
 
 def _is_bound(bound: BoundPath, found: os.stat_result, mode: int) -> bool:
-    # A hard link may lead to another program's socket, and what bind() made has no permission beyond the mode.
+    # More than one link: it may be another program's socket. A permission beyond the mode: bind() did not make it.
     is_ours = stat.S_ISSOCK(found.st_mode) and found.st_nlink == 1 and not stat.S_IMODE(found.st_mode) & ~mode
     return is_ours and _identity(found) == bound.identity
 
@@ -262,7 +267,7 @@ def _exchanged(path: pathlib.Path) -> OSError:
 
 
 def _try_to_bind(sock: socket.socket, name: str | bytes, mode: int | None) -> bool:
-    """Bind; False if something is there already."""
+    """Bind. False: EADDRINUSE."""
     try:
         with contextlib.nullcontext() if mode is None else _new_path_open_at_most(sock, mode):
             sock.bind(name)
@@ -275,12 +280,12 @@ def _try_to_bind(sock: socket.socket, name: str | bytes, mode: int | None) -> bo
 
 @contextlib.contextmanager
 def _new_path_open_at_most(sock: socket.socket, mode: int) -> Generator[None]:
-    """Make bind() give the new path no permission that is not in ``mode``."""
+    """Make bind() in the block give the new path no permission that is not in ``mode``."""
     try:
-        # Linux gives the path the socket's own permissions, less the umask.
+        # Linux gives the path the permissions of the socket, without those of the umask.
         os.fchmod(sock.fileno(), mode)
     except OSError:
-        # macOS and the BSDs: EINVAL for a socket. The umask is every thread's, so it may only forbid more.
+        # macOS and the BSDs: EINVAL. The umask holds for all threads, so it may only forbid more meanwhile.
         with _UMASK_LOCK:
             umask = os.umask(0o777 & ~mode | 0o077)
             try:
@@ -292,13 +297,13 @@ def _new_path_open_at_most(sock: socket.socket, mode: int) -> Generator[None]:
 
 
 def _remove_stale(name: str | bytes, path: pathlib.Path) -> None:
-    """Remove a path that is a socket which no process has bound. Raises OSError for any other that exists."""
+    """Remove a path that is a socket which no process has bound. OSError: something else is there."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise _in_use(path, "something that is not a socket")
-        # A datagram socket, whatever is there. To a stream socket it gets EPROTOTYPE, even before that one listens, and
-        # ECONNREFUSED only if no process has it bound. One of the same type would be refused before the other listens,
-        # would wait for a full backlog, and would be a client of a live server.
+        # A datagram socket as the probe, also for stream sockets: connect() says EPROTOTYPE if a process has the path
+        # bound, even before it listens, and ECONNREFUSED only if none has. A stream socket as the probe would be
+        # refused before the other listens, would wait while its backlog is full, and would be a client of its server.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
             if not _is_dead(probe, name):
                 raise _in_use(path, "a live server")
@@ -315,14 +320,14 @@ def _in_use(path: pathlib.Path, what: str) -> OSError:
 
 @contextlib.contextmanager
 def _one_starter_at_a_time(directory: pathlib.Path) -> Generator[None]:
-    """Keep other starters from judging a path of this directory while this one replaces it (flock(2)).
+    """Keep other servers that start from judging a path of this directory while this one replaces it (flock(2)).
 
-    Without that, two may find the same dead socket, and the slower one removes what the quicker one has just bound.
+    Otherwise two may find the same dead socket, and the slower removes what the faster has just bound.
     """
     try:
         lock = os.open(directory, os.O_RDONLY)
     except OSError:
-        # It may be written to but not read, or there is no descriptor left.
+        # The directory may not be read, or there is no descriptor left.
         yield
         return
     try:
@@ -330,7 +335,7 @@ def _one_starter_at_a_time(directory: pathlib.Path) -> Generator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            # Closing is not enough: a child that was forked meanwhile holds a copy.
+            # close() is not enough: a child that was forked meanwhile has a copy of the descriptor.
             fcntl.flock(lock, fcntl.LOCK_UN)
         os.close(lock)
 
@@ -345,7 +350,7 @@ def _wait_for_lock(lock: int) -> None:
                 return
             time.sleep(_LOCK_PAUSE)  # noqa: TID251 - flock(2) has no time limit
         except OSError:
-            # A file system without such locks, NFS for one.
+            # The file system has no such locks (NFS).
             return
         else:
             return

@@ -1,8 +1,10 @@
-"""What a server hears of its own socket: that it is closed, and what was last taken from it.
+"""Tells a loop that its socket object is closed, and remembers what a thread last took from it.
 
-Closing a descriptor wakes nothing that waits for it: epoll(7) forgets it without a word. So while a loop has a socket
-object, the object's class is a subclass that tells the loop before it closes or detaches. What closes the number
-beneath the object, as ``os.close()``, is not seen.
+Theory of operation. Closing a descriptor wakes no thread that waits for it: epoll(7) forgets it silently. So while a
+loop has a socket object, the object's class is a subclass that tells the loop before it closes or detaches. A close of
+the number without the object (``os.close()``) is not seen.
+
+Any thread may call any function here; ``_guard`` protects ``_listeners`` and ``_watched_classes``.
 """
 
 from __future__ import annotations
@@ -26,18 +28,18 @@ _FLAGS_AT = {
     "recvmsg": 2,
     "recvmsg_into": 2,
 }
-"""What takes something from a socket, and the place of its flags among the arguments."""
+"""The methods that take something from a socket, and the place of the flags among their arguments."""
 
 _PEEK: int = getattr(socket, "MSG_PEEK", 0)
 
 _listeners: dict[int, tuple[Any, tuple[Callable[[], object], ...]]] = {}
-"""By its id: a socket that is watched, and what is to be told."""
+"""The sockets that are watched, by id, each with the functions to call."""
 
 _guard = threading.RLock()
 
 
 class _Here(threading.local):
-    """What this thread took last."""
+    """What this thread has taken last."""
 
     taken: tuple[Any, Any] | None = None
 
@@ -46,20 +48,20 @@ _here = _Here()
 
 
 def forget_taken() -> None:
-    """Nothing was taken by this thread."""
+    """Record that this thread has taken nothing."""
     _here.taken = None
 
 
 def take_taken() -> tuple[Any, Any] | None:
-    """Give, once, the request and the address that this thread's last attempt to take one got; None: it got none."""
+    """Return, once, the request and the address that this thread took last; None: its last attempt failed."""
     taken, _here.taken = _here.taken, None
     return taken
 
 
 def remembering(receive: Callable[..., Any], of: Any = None) -> Callable[..., Any]:
-    """Do what ``receive()`` does and remember its outcome for ``take_taken()``; an attempt that fails leaves nothing.
+    """Return a function that does what ``receive()`` does and remembers the outcome for ``take_taken()``.
 
-    ``of``: what a datagram is received with, and answered on, which makes its request.
+    ``of``: the socket of a datagram, the second half of its request.
     """
 
     @functools.wraps(receive)
@@ -73,20 +75,20 @@ def remembering(receive: Callable[..., Any], of: Any = None) -> Callable[..., An
 
 
 def tell_when_closed(listener: Any, tell: Callable[[], object]) -> Callable[[], None] | None:
-    """Call ``tell()`` before a socket is closed or detached in this process, from the thread that does it.
+    """Call ``tell()`` before a socket is closed or detached in this process, in the thread that does it.
 
-    Return what undoes this; None: the object's class cannot be watched.
+    Returns the function that undoes this, for any thread; None: the object's class cannot be watched.
     """
     if not isinstance(listener, socket.socket) or "close" in getattr(listener, "__dict__", ()):
-        # No socket, or an object with a close() of its own, as eventlet's have.
+        # No socket, or an object with a close() of its own, as those of eventlet.
         return None
     with _guard:
         if type(listener) not in _watched_classes.values():
             try:
-                # What the class says it is stays true; and no other object has it.
+                # A subclass with the same name: isinstance() stays true, and no other object changes.
                 listener.__class__ = _watched(type(listener))
             except TypeError:
-                # A class that has no subclass, or another layout of its objects.
+                # A class without subclasses, or with another layout of its objects.
                 return None
         _, told = _listeners.get(id(listener), (listener, ()))
         _listeners[id(listener)] = listener, (*told, tell)
@@ -96,10 +98,10 @@ def tell_when_closed(listener: Any, tell: Callable[[], object]) -> Callable[[], 
 def _tell_no_more(listener: Any, tell: Callable[[], object]) -> None:
     with _guard:
         if id(listener) not in _listeners:
-            # A forked child, where nothing is watched.
+            # In a forked child nothing is watched.
             return
         _, told = _listeners[id(listener)]
-        # Of one that tells twice, one.
+        # One entry only: the same function may be there twice.
         remaining = list(told)
         if tell in remaining:
             remaining.remove(tell)
@@ -111,7 +113,7 @@ def _tell_no_more(listener: Any, tell: Callable[[], object]) -> None:
 
 
 def class_of(sock: Any) -> type[Any]:
-    """The class that a socket has when it is not watched."""
+    """Return the class that a socket has when it is not watched."""
     kind: type[Any] = sock.__class__
     return next((base for base, watched in _watched_classes.items() if watched is kind), kind)
 
@@ -141,7 +143,7 @@ def _watched(base: type[Any]) -> type[Any]:
 def _telling(end: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(end)
     def tell_and_end(self: Any) -> Any:
-        # Before: a number that is free may be another socket's at once.
+        # Before: another thread may get the number for a new socket as soon as it is free.
         for tell in _listeners.get(id(self), (None, ()))[1]:
             tell()
         return end(self)
@@ -161,7 +163,7 @@ def _remembered(receive: Callable[..., Any], flags_at: int | None) -> Callable[.
         else:
             flags = kwargs.get("flags", args[flags_at] if len(args) > flags_at else 0)
             if not flags & _PEEK:
-                # A datagram; there is nothing to close.
+                # A datagram: there is nothing to close.
                 _here.taken = (None, None)
         return taken
 
@@ -170,7 +172,7 @@ def _remembered(receive: Callable[..., Any], flags_at: int | None) -> Callable[.
 
 def _dup(base: type[Any]) -> Callable[[Any], Any]:
     def dup(self: Any) -> Any:
-        """As the class that is not watched does."""
+        """Return a duplicate that is not watched."""
         copy = base.dup(self)
         if type(copy) is _watched_classes[base]:
             copy.__class__ = base
@@ -180,15 +182,15 @@ def _dup(base: type[Any]) -> Callable[[Any], Any]:
 
 
 def _reduce(sock: Any, base: type[Any], protocol: Any) -> Any:
-    # multiprocessing sends sockets by their exact class.
+    # multiprocessing finds the reducer of a socket by its exact class.
     reduction: Any = sys.modules.get("multiprocessing.reduction")
     reduce = None if reduction is None else reduction.ForkingPickler._extra_reducers.get(base)  # noqa: SLF001 - it has no other place
     return cast("Any", base).__reduce_ex__(sock, protocol) if reduce is None else reduce(sock)
 
 
 def _begin_anew() -> None:
-    # What a forked child closes is its own copy: the parent's loop goes on.
-    global _guard  # noqa: PLW0603 - another thread may have held it in the moment of the fork
+    # A forked child closes its own copies: the parent's loop goes on.
+    global _guard  # noqa: PLW0603 - another thread may have held it at the fork
     _guard = threading.RLock()
     _listeners.clear()
 
