@@ -1,5 +1,7 @@
 """What holds for every test: it leaves nothing behind, and the log says nothing that the test did not expect.
 
+Each request goes through its states as ``sockserve/core/request_states.py`` says; else the log complains.
+
 Against the stdlib (``under_test``) neither is asked for: there, hangs are ended instead.
 """
 
@@ -16,6 +18,7 @@ from collections.abc import Iterator
 import pytest
 from support.handlers import KEEPS_CLASSES, Signal
 from support.log_watch import ExpectLog, Log
+from support.request_states import watch_states
 from support.under_test import IS_STDLIB, LIMIT
 
 from sockserve import pytest_plugin
@@ -38,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Have the plugin when sockserve is not installed, too."""
     if not config.pluginmanager.has_plugin("sockserve"):
         config.pluginmanager.register(pytest_plugin, "sockserve")
+    watch_states()
     if IS_STDLIB:
         # What a flaw left behind must not fail the next test as well.
         for each in ("PytestUnhandledThreadExceptionWarning", "PytestUnraisableExceptionWarning"):

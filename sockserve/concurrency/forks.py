@@ -36,6 +36,7 @@ from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.replaced import reach
 from sockserve.core.request_life import forget
+from sockserve.core.request_states import Outcome
 from sockserve.core.taken_signals import is_taken, raw_signal, take, take_wakeup
 from sockserve.log import log
 from sockserve.net.closing import end_input
@@ -47,11 +48,11 @@ __all__ = ["ForkDispatcher", "ForkingMixIn"]
 
 UNHEARD = Events(())
 
-EXIT_STATUS = {"handled": 0, "failed": 1, "refused": 120, "left": 121}
-"""A child's exit status for what became of its request: 0 and 1 as in ``socketserver``, the others out of the way of
+_OUTCOME: dict[int, Outcome] = {0: "handled", 1: "failed", 120: "refused", 121: "left"}
+"""What became of a child's request, by its exit status: 0 and 1 as in ``socketserver``, the others out of the way of
 what a handler's own ``os._exit()`` may mean."""
 
-_OUTCOME = {status: outcome for outcome, status in EXIT_STATUS.items()}
+EXIT_STATUS: dict[str, int] = {outcome: status for status, outcome in _OUTCOME.items()}
 
 
 class ForkDispatcher:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sockserve.core.forked import tell_when_forked
 from sockserve.core.one_shot import OneShot
+from sockserve.core.request_states import Outcome, RequestState
 
 __all__ = ["ActiveRequest", "ActiveRequests", "LiveRequest", "ParkingPlace", "ServingProcess", "table_of"]
 
@@ -27,8 +28,8 @@ class ActiveRequest(NamedTuple):
 
     client_address: Any
     """Who asks, as ``get_request()`` told it."""
-    state: str
-    """Where in its life it is: one of "accept", "verify", "dispatch", "prepare", "handle", "error", "shutdown",
+    state: RequestState
+    """Where in its life it is: "accept", "verify", "dispatch", "prepare", "handle", "error", "shutdown",
     "parked" (in a pool, until its client has more to say), or "kept" (by a subclass, which may serve it later)."""
     since: float
     """When it was accepted, in seconds of ``time.monotonic()``."""
@@ -77,10 +78,10 @@ class LiveRequest:
 
     __module__ = "sockserve"
 
-    state: str
+    state: RequestState
     """Where in its life it is, in the words of ``ActiveRequest.state``."""
     handler: Any
-    outcome = "handled"
+    outcome: Outcome = "handled"
     """What became of it, so far: "handled", "refused", "failed", or "left" (the peer did, before the end)."""
     detached: bool
     """Whether ``detach_request()`` gave its socket away, so that the server must not close it."""
@@ -191,7 +192,7 @@ class ActiveRequests:
         """The record of a request that is being served."""
         return self.by_id.get(id(request))
 
-    def keep(self, live: LiveRequest, gone: Callable[[], object], state: str) -> bool:
+    def keep(self, live: LiveRequest, gone: Callable[[], object], state: RequestState) -> bool:
         """Let go of a request that no thread took out of this state, but not of its record, until that or its end.
 
         ``gone()`` is called when the subclass that has it forgets it. False: that could not be noticed, or is past.

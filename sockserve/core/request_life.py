@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from sockserve.core.active_requests import LiveRequest, table_of
 from sockserve.core.events import Events
 from sockserve.core.replaced import reach
+from sockserve.core.request_states import RequestState
 from sockserve.errors import HandshakeError
 from sockserve.log import log
 from sockserve.net.closing import cut, end_input
@@ -339,7 +340,7 @@ def _close_socket(live: LiveRequest) -> None:
             log.debug("closing %s: %s", live.client_address, error)
 
 
-def let_go(server: Any, live: LiveRequest, state: str) -> None:
+def let_go(server: Any, live: LiveRequest, state: RequestState) -> None:
     """An override has returned, and nothing of ours took the request out of ``state``.
 
     It was served in another way, or is kept to be served later, or was forgotten: then it is closed when the last
