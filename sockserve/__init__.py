@@ -41,6 +41,7 @@ from sockserve.errors import (
     RefusedError,
     ServerClosedError,
     SockserveError,
+    TLSSettingsError,
 )
 
 # At once: a program that configures logging before its first server must not silence what it has not heard of.
@@ -135,6 +136,7 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     "ProxyHeaderError",
     "RefusedError",
     "ServerClosedError",
+    "TLSSettingsError",
 ]
 
 if hasattr(os, "fork"):

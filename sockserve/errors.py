@@ -25,6 +25,7 @@ __all__ = [
     "RefusedError",
     "ServerClosedError",
     "SockserveError",
+    "TLSSettingsError",
 ]
 
 
@@ -57,6 +58,10 @@ class CrashLoopError(SockserveError, RuntimeError):
 
 class DropInError(SockserveError, RuntimeError):
     """``socketserver`` can no longer be replaced in this process; the message names the modules that already use it."""
+
+
+class TLSSettingsError(SockserveError, OSError):
+    """A certificate, a key or what belongs to them cannot be used; the message names the file and the reason."""
 
 
 # the peer's

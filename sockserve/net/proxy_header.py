@@ -157,8 +157,8 @@ def read_header(data: bytes, *, is_datagram: bool = False, allows_unix: bool = F
 
     (None, size): so far it may be one; try again with at least ``size`` bytes. All that was given belongs to it. With
     ``is_datagram`` the data is a datagram's, and if it is no whole header that is an error. With ``allows_unix`` it
-    came by a Unix socket, where a header may have Unix addresses. Raises ProxyHeaderError as early as it can be known, and
-    never asks for more than ``LONGEST_HEADER`` bytes.
+    came by a Unix socket, where a header may have Unix addresses. Raises ProxyHeaderError as early as it can be known,
+    and never asks for more than ``LONGEST_HEADER`` bytes.
     """
     start = data[: len(SIGNATURE)]
     if not start:

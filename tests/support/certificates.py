@@ -5,21 +5,60 @@ from __future__ import annotations
 import pathlib
 import ssl
 import subprocess
+from typing import NamedTuple
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
 
 
 def make_certificate(directory: pathlib.Path) -> pathlib.Path:
     """Make a PEM file with a private key and a certificate for localhost, signed by itself."""
     key, signed, both = (directory / name for name in ("key.pem", "signed.pem", "both.pem"))
     command = [
-        *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+        *("openssl", "req", "-x509", *_KEY, "-nodes"),
         *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1", "-days", "2"),
         *("-keyout", str(key), "-out", str(signed)),
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     both.write_bytes(key.read_bytes() + signed.read_bytes())
     return both
+
+
+class Files(NamedTuple):
+    """Where a certificate and its key are."""
+
+    certificate: pathlib.Path
+    key: pathlib.Path
+
+
+class Authority:
+    """Signs certificates, for hosts and for clients."""
+
+    def __init__(self, directory: pathlib.Path, name: str = "ca") -> None:
+        self.directory = directory
+        self.name = name
+        self.certificate = directory / f"{name}.crt"
+        self._key = directory / f"{name}.key"
+        subject = ("-subj", f"/CN={name}", "-addext", "basicConstraints=critical,CA:TRUE")
+        _run("req", "-x509", *_KEY, "-nodes", *subject, "-keyout", self._key, "-out", self.certificate, "-days", "2")
+
+    def sign(self, name: str, *, password: str | None = None) -> Files:
+        """Sign a certificate for this name, with a key that is encrypted if there is a password."""
+        files = Files(self.directory / f"{name}.crt", self.directory / f"{name}.key")
+        request, extensions = self.directory / f"{name}.csr", self.directory / f"{name}.ext"
+        # No authorityKeyIdentifier, as certificates that devices make themselves often lack it.
+        extensions.write_text(f"subjectAltName=DNS:{name}\nauthorityKeyIdentifier=none\n", "ascii")
+        protection = ("-nodes",) if password is None else ("-passout", f"pass:{password}")
+        _run("req", *_KEY, *protection, "-subj", f"/CN={name}", "-keyout", files.key, "-out", request)
+        signer = ("-CA", self.certificate, "-CAkey", self._key, "-CAcreateserial", "-days", "2")
+        _run("x509", "-req", "-in", request, *signer, "-extfile", extensions, "-out", files.certificate)
+        return files
+
+
+def _run(*arguments: str | pathlib.Path) -> None:
+    command = ["openssl", *map(str, arguments)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
 def server_context(certificate: pathlib.Path, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
