@@ -94,8 +94,8 @@ def close_notify(sock: ssl.SSLSocket, timeout: float, peer_stalls: Callable[[boo
     """Tell the peer that no more data comes (RFC 8446, 6.1), without waiting for its answer. Never raises OSError.
 
     It takes at most ``timeout`` seconds, and only while the peer does not take what was sent before:
-    ``peer_stalls(True)`` is called before such a wait and ``peer_stalls(False)`` after it. Nothing is sent if the output
-    ended in the middle of a record: the peer must see that data is missing. The connection stays open and can be
+    ``peer_stalls(True)`` is called before such a wait and ``peer_stalls(False)`` after it. Nothing is sent if the
+    output ended in the middle of a record: the peer must see that data is missing. The connection stays open and can be
     half-closed then; what the peer still sends is encrypted. No effect on a connection that is closed, unwrapped, or
     whose handshake never ended.
     """

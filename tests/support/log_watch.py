@@ -7,11 +7,9 @@ import logging
 import os
 import re
 import tempfile
-import threading
-import time
 from typing import NamedTuple
 
-from support.under_test import LIMIT
+from support.waiting import wait_until
 
 __all__ = ["ExpectLog", "Expectation", "Line", "Log"]
 
@@ -43,10 +41,13 @@ class Expectation:
 
     def wait(self, times: int = 1) -> list[Line]:
         """Return those that came, as soon as there are that many."""
-        pause, deadline = threading.Event(), time.monotonic() + LIMIT
-        while len(lines := self.lines) < times:
-            assert time.monotonic() < deadline, f"not logged {times} times: {self}; but: {self.log.read()}"
-            pause.wait(0.005)
+        lines: list[Line] = []
+
+        def are_there() -> bool:
+            lines[:] = self.lines
+            return len(lines) >= times
+
+        wait_until(are_there, tell=lambda: f"logged {times} times: {self}; but: {self.log.read()}")
         return lines
 
     def __repr__(self) -> str:

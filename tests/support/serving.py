@@ -8,8 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from support.under_test import LIMIT
-from support.waiting import wait_until_blocked
+from support.waiting import wait_until, wait_until_blocked
 
 import sockserve
 
@@ -32,12 +31,7 @@ class Operator:
 
     def wait_until_asked(self) -> None:
         """Return when the program has been told to stop."""
-        pause = threading.Event()
-        for _ in range(int(LIMIT / 0.005)):
-            if self.server.draining:
-                return
-            pause.wait(0.005)
-        raise TimeoutError("the servers were not told to drain")
+        wait_until(lambda: self.server.draining, tell=lambda: "the servers were not told to drain")
 
 
 def serve_with(

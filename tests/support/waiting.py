@@ -33,18 +33,23 @@ __all__ = [
 SLEEPS = re.compile(r"\.(acquire|join|poll|select|wait)\(|with (self\.)?_\w+:")
 """A line that waits for a lock, a thread, a descriptor or an event."""
 
+FIRST_PAUSE = 0.0002
+"""Seconds between the first two looks: what a thread does next it has mostly done by then. Each pause is twice as long
+as the one before."""
+
 LOOK_AGAIN = 0.005
-"""Seconds between two looks."""
+"""Seconds between two looks at most."""
 
 
 def wait_until(condition: Callable[[], Any], limit: float = LIMIT, *, tell: Callable[[], object] | None = None) -> None:
     """Return as soon as ``condition()`` is true; TimeoutError: it was not within ``limit`` seconds, and ``tell()``."""
     deadline = time.monotonic() + limit
-    pause = threading.Event()
+    event, pause = threading.Event(), FIRST_PAUSE
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {limit} seconds: {condition if tell is None else tell()}")
-        pause.wait(LOOK_AGAIN)
+        event.wait(pause)
+        pause = min(2 * pause, LOOK_AGAIN)
 
 
 def is_asleep(frame: types.FrameType | None) -> bool:
