@@ -15,7 +15,7 @@ from support.remote_server import State
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
-CONNECTIONS = int(os.environ.get("SOAK_CONNECTIONS", "2000"))
+CONNECTIONS = int(os.environ.get("SOAK_CONNECTIONS", "1000"))
 """Through each model; .ci/run makes 20 000 with one Python, which takes minutes: a child costs milliseconds."""
 
 PARTS = 5
@@ -23,7 +23,7 @@ PARTS = 5
 
 CLIENTS = 4
 
-WARM_UP = 500
+WARM_UP = 300
 """Connections after which caches and allocators have what they will ever have."""
 
 LARGEST_GROWTH = 2**20 if getattr(sys, "_is_gil_enabled", lambda: True)() else 2**22

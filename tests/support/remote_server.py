@@ -19,6 +19,7 @@ from support.waiting import wait_until
 
 import sockserve
 from sockserve.concurrency.prefork.protocol import ACCEPTED, ACTIVE, FAILED, HANDLED, REFUSED
+from sockserve.net import lingering
 from sockserve.ready_made import server_class
 from sockserve.testing import leak_guard
 from sockserve.testing.leaks import child_processes
@@ -102,14 +103,18 @@ def serve(
     storm: bool = False,
     own_loop: bool = False,
     drain_timeout: float = LIMIT,
+    linger_seconds: float | None = None,
 ) -> None:
     """Serve until the command "stop"; exit with an error if anything is left behind.
 
     ``model`` is one of those that ``serve()`` knows, or as "prefork-pool" one in worker processes: then what is told is
     of all of them together. ``timeout`` is of the handler, ``refuse`` what ``verify_request`` does, ``own_loop`` one
-    over ``handle_request``; ``drain_timeout`` is how long whoever is still served in the end may take.
+    over ``handle_request``; ``drain_timeout`` is how long a request that is in progress in the end may take,
+    ``linger_seconds`` what replaces the two seconds in which a client may still read its answer then.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    if linger_seconds is not None:
+        lingering.LINGER_SECONDS = linger_seconds
     timer = Storm()
     is_stopped = threading.Event()
 
