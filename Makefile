@@ -32,7 +32,7 @@ VENV := .venv-$(VERSION)
 IN_VENV := $(VENV)/bin/python
 PIP := $(IN_VENV) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help run test check compat bench bench-calls bench-page bench-smoke docs docs-serve dist coverage format clean environments programs
+.PHONY: help run test check compat bench bench-calls bench-page bench-smoke docs docs-serve dist coverage format clean environments all-programs programs
 # Two targets would install into one environment at the same time.
 .NOTPARALLEL:
 
@@ -58,6 +58,8 @@ compat: $(VENV)/made-for-run
 test coverage: MAY_LACK_PROGRAMS := yes
 bench bench-smoke: PROGRAMS := $(BENCH_PROGRAMS)
 bench-calls: PROGRAMS := cc:build-essential strace:strace
+# What .ci/run needs, for a machine on which only this is done as root.
+all-programs: PROGRAMS := $(PROGRAMS) $(BENCH_PROGRAMS)
 
 # Compiled, as an installer leaves a package: what was compiled at its start has its code all over its memory.
 bench: $(VENV)/made-for-bench programs
@@ -127,6 +129,8 @@ $(VENV)/made-for-%: $(VENV)/made pyproject.toml
 $(VENV)/made-for-bench: $(VENV)/made pyproject.toml
 	$(PIP) --only-binary gevent,greenlet,matplotlib,trio,uvloop --editable '.[bench]' || $(PIP) --editable .
 	@touch $@
+
+all-programs: programs
 
 programs:
 	@missing=$$(for each in $(PROGRAMS); do command -v "$${each%%:*}" >/dev/null || echo "$${each#*:}"; done); \

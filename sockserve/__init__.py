@@ -89,7 +89,7 @@ if _TYPE_CHECKING:
     from sockserve.ready_made.threads import ThreadingUnixStreamServer as ThreadingUnixStreamServer
     from sockserve.run.serve import serve as serve
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     # servers

@@ -32,7 +32,7 @@ LIMIT_SECONDS = 300
 """Ends what hangs; most of the time pip downloads."""
 
 ONE_EACH = ("Name", "Version", "Summary", "Description-Content-Type", "Requires-Python", "License-Expression", "Author")
-SEVERAL = ("Classifier", "License-File", "Provides-Extra", "Requires-Dist")
+SEVERAL = ("Classifier", "License-File", "Project-URL", "Provides-Extra", "Requires-Dist")
 
 
 def main() -> None:
@@ -87,8 +87,14 @@ def check_metadata(wheel: pathlib.Path) -> str:
     metadata: email.message.EmailMessage = email.parser.Parser(policy=email.policy.default).parsestr(text)
     missing = [field for field in (*ONE_EACH, *SEVERAL) if not metadata.get(field)]
     assert not missing, f"the metadata lacks {missing}"
-    described = str(metadata.get_payload()).strip() == (ROOT / "README.md").read_text("utf-8").strip()
-    assert described, "the description is not README.md"
+    places = dict(line.split(", ", 1) for line in metadata.get_all("Project-URL") or ())
+    described = str(metadata.get_payload()).strip()
+    relative = re.findall(r"\]\((?!https?://)[^)]*\)", described)
+    assert not relative, f"links that PyPI cannot follow: {relative}"
+    as_written = described.replace(f"]({places['Source']}/", "](")
+    assert as_written == (ROOT / "README.md").read_text("utf-8").strip(), "the description is not README.md"
+    if ".example/" in places["Source"]:
+        print("Not to be uploaded yet: [project.urls] still has the name that stands for none.")
     version = str(metadata["Version"])
     is_release = re.fullmatch(r"[\d.]+", version)
     entry = re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", changes(), re.MULTILINE)
