@@ -10,6 +10,7 @@ import signal
 import socketserver
 import subprocess
 import sys
+import tomllib
 from typing import Any
 
 import pytest
@@ -22,10 +23,13 @@ from sockserve.net import accept_errors
 ROOT = pathlib.Path(sockserve.__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 COMPATIBILITY = (ROOT / "docs/explanation/compatibility.md").read_text("utf-8")
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/NOTEBOOK.md")),
+    *(ROOT / "docs").rglob("*.md"),
+]
 
 
-@pytest.mark.parametrize("model", [None, "fork"])
+@pytest.mark.parametrize("model", [None, "pool"])
 def test_the_program_in_the_readme_runs(model: str | None, tmp_path: pathlib.Path) -> None:
     """As it stands there, run as a script and by the command, but for the place that it listens on."""
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -80,6 +84,45 @@ def test_links_lead_somewhere(document: pathlib.Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text("utf-8"))
     missing = [target for target in targets if "://" not in target and not (document.parent / target).exists()]
     assert not missing
+
+
+def test_where_pypi_shows_the_readme_its_links_are_absolute() -> None:
+    """Each relative link becomes one to the project's source, and none is left; what it named is there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    hook = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    shown = README
+    for each in hook["substitutions"]:
+        shown = re.sub(each["pattern"], each["replacement"], shown)
+    source = project["project"]["urls"]["Source"] + "/"
+    targets = re.findall(r"\]\(([^)]*)\)", shown)
+    own = [target.removeprefix(source) for target in targets if target.startswith(source)]
+    assert len(own) > 5
+    assert not [target for target in targets if not re.match("https?://", target)]
+    assert not [target for target in own if not (ROOT / target).exists()]
+    assert re.search(r"!\[[^]]+\]\(https?://", shown)
+    urls = [url.removeprefix(source) for url in project["project"]["urls"].values() if url.startswith(source)]
+    assert not [url for url in urls if not (ROOT / url).exists()]
+
+
+def test_what_is_said_to_be_tested_is_what_ci_runs() -> None:
+    """The README names the Pythons of .ci/run, as the hosted workflow does; the classifiers have all that it names."""
+    script = (ROOT / ".ci/run").read_text("utf-8")
+    (versions,) = re.findall(r'^VERSIONS="([\d. ]+)"$', script, re.MULTILINE)
+    in_ci = versions.split()
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text("utf-8")
+    assert sorted(re.findall(r"^ +(3\.\d+)$", workflow, re.MULTILINE)) == in_ci
+    assert "run: bash .ci/run\n" in workflow
+    section = README.partition("\n## Where it runs\n")[2].partition("\n## ")[0]
+    each_change, by_hand = (
+        re.findall(rf"^\| {when} \| (.*?) \|", section, re.MULTILINE) for when in ("each change", "by hand")
+    )
+    assert re.findall(r"3\.\d+", each_change[0]) == in_ci
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["classifiers"]
+    named = [each.rpartition(" ")[2] for each in classifiers if re.search(r"Python :: 3\.\d+$", each)]
+    assert named == in_ci + [each for each in re.findall(r"3\.\d+(?!\d|t)", by_hand[0]) if each not in in_ci]
+    assert [each for each in classifiers if each.startswith("Operating System")] == [
+        "Operating System :: POSIX :: Linux"
+    ]
 
 
 def test_the_table_of_accept_errors_is_the_codes() -> None:
