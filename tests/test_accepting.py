@@ -18,8 +18,8 @@ from support.waiting import wait_until
 
 import sockserve
 from sockserve.core.accepting import BATCH
-from sockserve.core.active_requests import table_of
 from sockserve.core.loop import Loop, Timer
+from sockserve.core.serving import table_of
 from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, call_within, connect

@@ -16,7 +16,8 @@ from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
-from sockserve.core.active_requests import ActiveRequests, table_of
+from sockserve.core.active_requests import ActiveRequests
+from sockserve.core.serving import table_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
 

@@ -21,7 +21,8 @@ import sockserve
 from sockserve.concurrency.prefork.protocol import ACCEPTED, ACTIVE, HANDLED, Orders, Page
 from sockserve.concurrency.prefork.worker_commands import Duties
 from sockserve.concurrency.prefork.worker_link import Link
-from sockserve.core.events import Events, events_of
+from sockserve.core.events import Events
+from sockserve.core.serving import events_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import Reset, ask, call_within, connect
 

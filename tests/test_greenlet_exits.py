@@ -20,7 +20,7 @@ from test_greenlets import LOOPBACK, Echo, handling
 import sockserve
 from sockserve import greenlets
 from sockserve.concurrency.cooperative.own_thread import OwnThread
-from sockserve.core.active_requests import table_of
+from sockserve.core.serving import table_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
 

@@ -11,7 +11,7 @@ import sockserve
 from sockserve.concurrency.cooperative.hub import Hub
 from sockserve.core.aftercare import let_linger
 from sockserve.core.loop import Loop
-from sockserve.net.lingering import lingering_of
+from sockserve.core.serving import serving_of
 
 
 @pytest.mark.parametrize("rests", [False, True], ids=["a new one", "one that rests"])
@@ -53,7 +53,7 @@ def test_no_descriptor_of_a_connection_that_lingers_is_lost_wherever_ctrl_c_come
                     let_linger(server, ours)
             except KeyboardInterrupt:
                 pass
-            lingering_of(server).abandon()
+            serving_of(server).lingering.abandon()
         if not interrupt.place:
             assert number > 5
             return

@@ -21,11 +21,11 @@ from support.waiting import is_asleep, wait_until
 
 import sockserve
 from sockserve.concurrency.child_process import Child
-from sockserve.core.active_requests import LiveRequest, table_of
-from sockserve.core.events import events_of
+from sockserve.core.active_requests import LiveRequest
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.loop import Loop
 from sockserve.core.request_life import take
+from sockserve.core.serving import events_of, serving_of, table_of
 from sockserve.net.accept_errors import Verdict
 from sockserve.testing import call_within
 
@@ -171,7 +171,7 @@ def test_no_pause_is_missed(expect_log: ExpectLog, timeout: float | None) -> Non
             loop._turn()
             # As seen by others: the loop runs, in a thread that is not theirs.
             loop.thread = -1
-            acceptor: Any = server._serving_lifecycle.acceptor
+            acceptor: Any = serving_of(server).lifecycle.acceptor
             if timeout is not None:
                 acceptor.failed(OSError(errno.EMFILE, os.strerror(errno.EMFILE)), Verdict.BACK_OFF)
             changes: list[Any] = []
@@ -179,7 +179,7 @@ def test_no_pause_is_missed(expect_log: ExpectLog, timeout: float | None) -> Non
             def suspend() -> None:
                 server.suspend()
                 change = table_of(server).next_change()
-                if not server._serving_lifecycle.has_paused():
+                if not serving_of(server).lifecycle.has_paused():
                     changes.append(change)  # noqa: B023
 
             step.run(acceptor.before_wait, suspend)
@@ -194,7 +194,7 @@ def test_a_pools_listener_is_watched_whatever_a_worker_finds_meanwhile() -> None
     for step in steps():
         with Pool(LOOPBACK, Idle) as server, Loop() as loop:
             server.attach(loop)
-            acceptor: Any = server._serving_lifecycle.acceptor
+            acceptor: Any = serving_of(server).lifecycle.acceptor
             workers: list[Background] = []
 
             def find_pause() -> None:

@@ -14,6 +14,7 @@ from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
+from sockserve.core.serving import serving_of
 from sockserve.http.body import MOST_REST, Chunks
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
@@ -210,7 +211,7 @@ def test_an_answer_says_that_the_server_drains(running: Running, base: Any, says
     assert Handler.asked.wait(LIMIT)
     ending = threading.Thread(target=server.drain)
     ending.start()
-    wait_until(lambda: server._serving_lifecycle.draining)
+    wait_until(lambda: serving_of(server).lifecycle.draining)
     Handler.told.set()
     answer = client.getresponse()
     assert (answer.read(), answer.getheader("Connection")) == (b"ok", "close")

@@ -18,7 +18,7 @@ from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
-from sockserve.core.active_requests import table_of
+from sockserve.core.serving import serving_of, table_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import Stall, ask, call_within, connect
 
@@ -426,7 +426,7 @@ def test_what_was_being_taken_when_a_pause_began_is_waited_for() -> None:
     """The loop enters a request and pauses after it, at any step of ``wait_idle()``."""
     for step in steps():
         with sockserve.TCPServer(LOOPBACK, ECHO) as server:
-            lifecycle, stay = server._serving_lifecycle, types.SimpleNamespace(is_over=False)
+            lifecycle, stay = serving_of(server).lifecycle, types.SimpleNamespace(is_over=False)
             stay.has_paused = lambda: stay.is_over  # noqa: B023
             lifecycle.suspended, lifecycle.acceptor = True, stay  # type: ignore[assignment]
 

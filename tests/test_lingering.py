@@ -15,9 +15,10 @@ from support.waiting import wait_until
 from test_closing import Pair, tcp_pair, wait_for_input
 
 import sockserve
+from sockserve.core.serving import serving_of
 from sockserve.net import lingering
 from sockserve.net.closing import cut, half_close
-from sockserve.net.lingering import LINGER_BYTES, Lingering, lingering_of
+from sockserve.net.lingering import LINGER_BYTES, Lingering
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
 
@@ -253,7 +254,7 @@ def test_clients_that_stay_and_send_more_hold_up_nobody(running: Running, model:
             for client in rude:
                 cut(client)
         server.server_close()
-        assert len(lingering_of(server)) == 0
+        assert len(serving_of(server).lingering) == 0
     finally:
         for client in rude:
             client.close()
@@ -282,7 +283,7 @@ def test_one_request_without_a_loop_lingers_too() -> None:
             rude.sendall(b"one\n" + b"two\n" * 5000)
             server.handle_request()
             assert (rude.recv(10), rude.recv(10)) == (b"ONE\n", b"")
-            assert len(lingering_of(server)) == 1
+            assert len(serving_of(server).lingering) == 1
             rude.sendall(b"more")
         server.timeout = 0.2
-        wait_until(lambda: (server.handle_request(), len(lingering_of(server)))[1] == 0)
+        wait_until(lambda: (server.handle_request(), len(serving_of(server).lingering))[1] == 0)

@@ -19,7 +19,7 @@ from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
-from sockserve.core.active_requests import table_of
+from sockserve.core.serving import serving_of, table_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import call_within, connect
 
@@ -233,7 +233,7 @@ def test_the_limit_begins_anew_with_each_message(running: Running, echo: type[Ec
             live.parking_record.parked_at -= 999.9
         exchange(client, b"again")
         lot.wants_look = True
-        server._serving_lifecycle.wake()
+        serving_of(server).lifecycle.wake()
         assert silent.recv(100) == b""
         exchange(client, b"again")
 

@@ -18,7 +18,7 @@ from support.waiting import wait_until, wait_until_arrived
 
 import sockserve
 from sockserve.concurrency.pool.parking import MOST_LIMITS
-from sockserve.core.active_requests import table_of
+from sockserve.core.serving import table_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
 

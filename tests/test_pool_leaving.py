@@ -11,7 +11,7 @@ from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
-from sockserve.core.active_requests import table_of
+from sockserve.core.serving import table_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import call_within, connect
 

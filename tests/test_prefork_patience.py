@@ -23,8 +23,9 @@ from sockserve.concurrency.prefork.patience import Patience
 from sockserve.concurrency.prefork.protocol import BEAT, FREE, Orders
 from sockserve.concurrency.prefork.worker_handle import WorkerHandle
 from sockserve.concurrency.prefork.worker_link import Link
-from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.active_requests import LiveRequest
 from sockserve.core.loop import Loop
+from sockserve.core.serving import table_of
 from sockserve.testing import connect
 
 ORDERS = Orders(0, is_anew=False, worker_timeout=8.0, max_requests=None, dump_signal=signal.SIGQUIT)

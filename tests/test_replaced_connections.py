@@ -20,8 +20,8 @@ from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
-from sockserve.core.active_requests import table_of
 from sockserve.core.replaced import reach
+from sockserve.core.serving import table_of
 from sockserve.net.closing import cut
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect

@@ -9,8 +9,9 @@ import pytest
 from support.under_test import LIMIT
 
 import sockserve
-from sockserve.core.active_requests import ActiveRequests, table_of
+from sockserve.core.active_requests import ActiveRequests
 from sockserve.core.lifecycle import Lifecycle
+from sockserve.core.serving import table_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
 

@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.accepting import Acceptor
+from sockserve.core.active_requests import LiveRequest
 from sockserve.core.base_order import refuse_wrong_order
 from sockserve.core.events import Events
 from sockserve.core.lifecycle import CUT_GRACE
@@ -28,8 +29,9 @@ from sockserve.core.request_life import (
     serve,
     takes_record,
 )
+from sockserve.core.serving import Accepting, Served, finish_lingering, table_of
 from sockserve.log import log
-from sockserve.net.lingering import LINGER_SECONDS, finish_lingering
+from sockserve.net.lingering import LINGER_SECONDS
 from sockserve.seconds import limit_of
 
 __all__ = ["Dispatcher", "DispatchingMixIn", "WaitingForWorkersMixIn"]
@@ -71,7 +73,7 @@ class Dispatcher(Protocol):
 Dispatcher.__module__ = "sockserve"
 
 
-class WaitingForWorkersMixIn:
+class WaitingForWorkersMixIn(Served):
     """Makes ``server_close()`` wait for the workers that serve requests."""
 
     drain_timeout: float | None = 30.0
@@ -104,12 +106,11 @@ class WaitingForWorkersMixIn:
                 finish_lingering(self)
 
     def _serving_wait_for_workers(self) -> None:
-        lifecycle = getattr(self, "_serving_lifecycle", None)
-        if lifecycle is not None:
-            lifecycle.draining = True
-            if lifecycle.acceptor is not None:
-                # Without a shutdown() before, new requests would come in while we wait for the old ones.
-                lifecycle.acceptor.listener_closes()
+        lifecycle = self._serving_state.lifecycle
+        lifecycle.draining = True
+        if lifecycle.acceptor is not None:
+            # Without a shutdown() before, new requests would come in while we wait for the old ones.
+            lifecycle.acceptor.listener_closes()
         try:
             if not self._serving_close_workers(limit_of(self.drain_timeout, "drain_timeout")):
                 cut_others(self)
@@ -119,8 +120,7 @@ class WaitingForWorkersMixIn:
             cut_others(self)
             raise
         finally:
-            if lifecycle is not None:
-                lifecycle.draining = False
+            lifecycle.draining = False
 
     def _serving_end_cut_workers(self) -> bool:
         return self._serving_close_workers(CUT_GRACE)
@@ -136,11 +136,14 @@ class DispatchingMixIn(WaitingForWorkersMixIn):
     @property
     def _serving_dispatcher(self) -> Any:
         # Made on first use: a mix-in has no __init__, which a subclass could forget to call.
-        try:
-            dispatcher = self.__dict__["_serving_dispatcher_made"]
-        except KeyError:
-            dispatcher = self.__dict__["_serving_dispatcher_made"] = self.make_dispatcher()
+        state = self._serving_state
+        dispatcher = state.dispatcher
+        if dispatcher is None:
+            dispatcher = state.dispatcher = self.make_dispatcher()
         return dispatcher
+
+    def _serving_make_acceptor(self, loop: Loop, poll_interval: float) -> Accepting:
+        return Acceptor(self, loop, poll_interval, self._serving_dispatcher)
 
     def make_dispatcher(self) -> Dispatcher:
         """Make the dispatcher of this server, once. A mix-in of your own overrides this, and nothing else."""
@@ -213,5 +216,5 @@ class DispatchingMixIn(WaitingForWorkersMixIn):
         return live.outcome
 
     def _serving_close_workers(self, timeout: float | None) -> bool:
-        dispatcher = self.__dict__.get("_serving_dispatcher_made")
+        dispatcher: Any = self._serving_state.dispatcher
         return dispatcher is None or bool(dispatcher.close(timeout))

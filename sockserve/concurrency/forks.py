@@ -40,7 +40,6 @@ from sockserve.core.request_states import Outcome
 from sockserve.core.taken_signals import is_taken, raw_signal, take, take_wakeup
 from sockserve.log import log
 from sockserve.net.closing import end_input
-from sockserve.net.lingering import lingering_of
 from sockserve.seconds import LONGEST_WAIT
 
 __all__ = ["ForkDispatcher", "ForkingMixIn"]
@@ -258,8 +257,7 @@ class ForkingMixIn(DispatchingMixIn):
         if self.active_children is None:
             self.active_children = set()
         self.active_children.add(child.pid)
-        lifecycle = getattr(self, "_serving_lifecycle", None)
-        if lifecycle is not None and lifecycle.draining:
+        if self._serving_state.lifecycle.draining:
             # Since the fork: whoever drains may have seen no child yet.
             child.drain()
 
@@ -272,9 +270,9 @@ class ForkingMixIn(DispatchingMixIn):
         loop = self._serving_dispatcher.loop
         if loop is not None:
             # Other servers' listeners would stay open as well.
-            loop.abandon(keep=self._serving_lifecycle.acceptor)  # type: ignore[attr-defined]
+            loop.abandon(keep=self._serving_state.acceptor)
         live.table.keep_only(live)
-        lingering = lingering_of(self)
+        lingering = self._serving_state.lingering
         lingering.abandon()
         # The parent's observers hear it in the parent; here a lock of theirs may be held by a thread that is not here.
         live.events = UNHEARD
@@ -292,9 +290,7 @@ class ForkingMixIn(DispatchingMixIn):
             lingering.finish()
 
     def _serving_drain_in_child(self, live: LiveRequest, signum: int) -> None:
-        lifecycle = getattr(self, "_serving_lifecycle", None)
-        if lifecycle is not None:
-            lifecycle.draining = True
+        self._serving_state.lifecycle.draining = True
         reach(live, end_input)
 
     def _serving_wait_for_workers(self) -> None:

@@ -10,19 +10,41 @@ from __future__ import annotations
 
 from typing import Any
 
-from sockserve.core.accepting import Acceptor
-from sockserve.core.active_requests import LiveRequest, table_of
-from sockserve.core.events import Events, events_of
+from sockserve.core.active_requests import LiveRequest
+from sockserve.core.events import Events
 from sockserve.core.request_life import close, contain
+from sockserve.core.serving import Accepting, events_of, table_of
 from sockserve.errors import HandshakeError, ListenerLostError
 from sockserve.log import log
-from sockserve.net.accept_errors import Verdict
+from sockserve.net.accept_errors import Verdict, judge
 from sockserve.net.tls import refusal_of
+from sockserve.net.watched_socket import take_taken
 
-__all__ = ["accept_failed", "end_taken"]
+__all__ = ["not_taken"]
 
 
-def accept_failed(server: Any, acceptor: Acceptor | None, error: BaseException, verdict: Verdict) -> None:
+def not_taken(server: Any, acceptor: Accepting | None, error: BaseException, remembers: bool) -> bool:
+    """Do what follows when ``get_request()`` raised; true if a request was taken all the same, which is over now.
+
+    ``remembers``: ``take_taken()`` knows what this thread took. Called inside the ``except``; raises ListenerLostError,
+    what ``handle_error()`` raises, and what is no Exception.
+    """
+    try:
+        if remembers and (taken := take_taken()) is not None:
+            _end_taken(server, acceptor, taken, error)
+            return True
+        if not isinstance(error, BlockingIOError):
+            _accept_failed(server, acceptor, error, judge(error))
+        elif acceptor is not None:
+            # Another process or thread was quicker, or a loop has taken all that there was.
+            acceptor.recovered()
+    finally:
+        # Or this frame and the error hold each other, and so an accepted connection that is in a frame below.
+        del error
+    return False
+
+
+def _accept_failed(server: Any, acceptor: Accepting | None, error: BaseException, verdict: Verdict) -> None:
     """Nothing was taken. Called inside the ``except``; raises ListenerLostError, and what is no Exception."""
     if not isinstance(error, Exception):
         try:
@@ -42,12 +64,12 @@ def accept_failed(server: Any, acceptor: Acceptor | None, error: BaseException, 
         raise ListenerLostError(f"the socket of {server} cannot accept: {error}") from error
 
 
-def end_taken(server: Any, acceptor: Acceptor | None, taken: tuple[Any, Any], error: BaseException) -> None:
+def _end_taken(server: Any, acceptor: Accepting | None, taken: tuple[Any, Any], error: BaseException) -> None:
     """Report an error to the request that was taken before it, and close that; raises what is no Exception.
 
     Called inside the ``except``.
     """
-    if acceptor is not None and acceptor.delay:
+    if acceptor is not None:
         acceptor.recovered()
     request, client_address = taken
     if request is None:

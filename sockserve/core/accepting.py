@@ -14,23 +14,23 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.accept_failures import not_taken
+from sockserve.core.active_requests import LiveRequest
+from sockserve.core.back_off import BackOff
 from sockserve.core.deferral import Deferral
-from sockserve.core.events import Events, events_of
-from sockserve.core.lifecycle import Lifecycle
-from sockserve.core.loop import Loop, Timer
+from sockserve.core.events import Events
+from sockserve.core.intake import Intake
+from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
-from sockserve.core.request_life import serves_at_once
+from sockserve.core.request_life import serves_at_once, take, take_again
+from sockserve.core.serving import LoopsDispatcher, events_of, serving_of, stay_begins, stay_ends, table_of
 from sockserve.errors import AlreadyServingError, ListenerLostError, ServerClosedError
-from sockserve.log import counted, log
-from sockserve.net.accept import Receiver, accept_of, careful_accept_of, counter_of, has_ended
-from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST, Verdict, is_shortage
-from sockserve.net.blocking_mode import give_back, lend
-from sockserve.net.listen import listens
-from sockserve.net.watched_socket import remembering, tell_when_closed
+from sockserve.log import log
+from sockserve.net.accept_errors import Verdict, is_shortage
+from sockserve.net.watched_socket import forget_taken, tell_when_closed
 from sockserve.seconds import check_times, limit_of
 
-__all__ = ["BATCH", "Acceptor", "drains", "needs_no_poll"]
+__all__ = ["BATCH", "Acceptor", "drains", "needs_no_poll", "take_without_loop"]
 
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])
@@ -55,10 +55,18 @@ def needs_no_poll(service_actions: Hook) -> Hook:
 class Acceptor:
     """Takes requests for one server while a loop runs. Made by ``server.attach(loop)``."""
 
-    def __init__(self, server: Any, lifecycle: Lifecycle, loop: Loop, poll_interval: float) -> None:
+    def __init__(
+        self,
+        server: Any,
+        loop: Loop,
+        poll_interval: float,
+        dispatcher: LoopsDispatcher | None = None,
+        connection_class: type[socket.socket] | None = None,
+    ) -> None:
         self.server = server
         self.loop = loop
-        self.lifecycle = lifecycle
+        self._state = serving_of(server)
+        self.lifecycle = self._state.lifecycle
         self.stop_requested = False
         self.listener_closed = False
         """Whether ``server_close()`` took the listener away on purpose."""
@@ -68,42 +76,30 @@ class Acceptor:
         """Whether whoever made the loop calls ``finish()``, once the loop's descriptors are closed too."""
         self.listener_lost = False
         """Whether it is closed, or about to be, by that or by anything else."""
-        self.accept: Callable[[], tuple[socket.socket, Any]] | None = None
-        """Accepts one connection, if the server's socket can do that."""
-        self.receive: Callable[[int], tuple[bytes, Any]] | None = None
-        """Receives one datagram, if the server's socket does not listen."""
-        self.remembers = False
-        """Whether ``take_taken()`` tells what ``get_request()`` took: for an override that may fail with it."""
-        self.delay = 0.0
-        """Seconds of the present or last pause of a back-off that has not ended; 0: accepting works."""
-        self.spare: LiveRequest | None = None
+        self._recycled: LiveRequest | None = None
         """The record of the next request, if that is one that the loop's thread serves at once."""
         self.max_wait: float | None = None
         self._poll_interval = limit_of(poll_interval, "poll_interval")
         self._ticks = False
         self._left = False
         self._batch = 1
-        self._count_waiting: Callable[[], int] | None = None
-        self._receiver: Receiver | None = None
-        self._is_lent = False
-        self._never_has_peer = False
         self._stop_watching: Callable[[], None] | None = None
         self._longest_wait: float | None = None
         self._paused_for: str | None = None
-        self._errors = 0
-        self._retry: Timer | None = None
-        self._retry_now = False
-        self._is_shared = getattr(server, "_serving_shares_listener", False)
+        self._is_shared = self._state.shares_listener
+        self._connection_class = connection_class
         self._looks_again = False
-        self._hears_changes = False
-        self._dispatcher: Any = None
+        self._dispatcher: LoopsDispatcher | None = None
         self.listener: Any = getattr(server, "socket", None)
+        self._takes_ours = getattr(server.get_request, "drains", False)
+        self.intake = Intake(self.listener, remembers=not self._takes_ours)
         self._fd = -1
         self._fileno: Callable[[], int] = server.fileno
         self.events = events_of(server)
-        self.table = table_of(server)
+        self.table = self._state.table
+        self.back_off = BackOff(server, loop, self.table)
         check_times(server)
-        if not lifecycle.begin(self):
+        if not self.lifecycle.begin(self):
             raise AlreadyServingError(f"{server} is already being served by another serve_forever()")
         try:
             self._fd = server.fileno()
@@ -112,28 +108,29 @@ class Acceptor:
             # A stop that overtook the start may have been followed by the close: that is a quiet end, not an error.
             if self._fd < 0 and not self.stop_requested:
                 raise ServerClosedError(f"{server} is closed: it cannot serve before it gets a new socket")  # noqa: TRY301
-            server._serving_has_begun(self)  # noqa: SLF001 - the server's own part of the stay
+            self._state.acceptor, self._state.intake = self, self.intake
+            stay_begins(server)
+            if self._state.when_begun is not None:
+                self._state.when_begun(loop)
             if not getattr(server.service_actions, "needs_no_poll", False):
                 self._ticks = True
                 self._longest_wait = self.max_wait = self._poll_interval
-            self._dispatcher = getattr(server, "_serving_dispatcher", None)
-            if self._dispatcher is not None:
-                self._dispatcher.attach(loop)
+            self._dispatcher = dispatcher
+            if dispatcher is not None:
+                dispatcher.attach(loop)
             loop.add(self)
             if self._fd >= 0:
                 self._take_over_listener()
-            lifecycle.serving.set()
+            self.lifecycle.serving.set()
         except BaseException:
             self.leave()
             raise
 
     def _take_over_listener(self) -> None:
         listener = self.listener
-        is_ours = getattr(self.server.get_request, "drains", False)
-        self.remembers = not is_ours
         try:
-            can_block = self._choose_how_to_take(listener)
-            if is_ours and not can_block:
+            self.intake.open(self._connection_class)
+            if self._takes_ours and not self.intake.can_block:
                 self._batch = BATCH
             self._stop_watching = tell_when_closed(listener, self._listener_goes)
             if self._stop_watching is None:
@@ -143,37 +140,6 @@ class Acceptor:
             # Closed meanwhile: the first turn says by whom.
             if listener.fileno() == self._fd:
                 raise
-
-    def _choose_how_to_take(self, listener: Any) -> bool:
-        """Whether it may block all the same, when another process takes what this one was told of."""
-        if listens(listener):
-            self._never_has_peer = True
-            if isinstance(listener, socket.socket):
-                self.accept = accept_of(listener, getattr(self.server, "_serving_connection_class", None))
-                # Cheaper by far than an accept() in vain, for which Linux makes a socket and throws it away.
-                self._count_waiting = counter_of(listener)
-            else:
-                self.accept = careful_accept_of(listener)
-            # Of two processes that wake for one connection the loser would block in accept(), where PEP 475 even
-            # retries through a signal. Sockets that do not listen are left alone: handlers send on a datagram socket,
-            # and idlelib connects in server_activate().
-            if hasattr(listener, "settimeout"):
-                lend(listener)
-                self._is_lent = True
-        else:
-            if hasattr(listener, "recvfrom"):
-                self._receiver = Receiver(listener)
-                self._never_has_peer = getattr(listener, "type", None) == socket.SOCK_DGRAM
-                self.receive = self._receiver.receive
-            if not isinstance(listener, socket.socket) and hasattr(listener, "accept"):
-                # Which of the two it can do its server knows.
-                self.accept = careful_accept_of(listener)
-        if self.remembers:
-            if self.accept is not None:
-                self.accept = remembering(self.accept)
-            if self.receive is not None:
-                self.receive = remembering(self.receive, of=listener)
-        return self._count_waiting is None and (self._receiver is None or not self._receiver.is_plain)
 
     # 1 WAIT
 
@@ -190,7 +156,7 @@ class Acceptor:
             reason = None
             if self.lifecycle.suspended:
                 reason = "suspended"
-            elif self._retry is not None and not self._retry_now:
+            elif self.back_off.is_pause():
                 reason = "back off"
             elif self._dispatcher is not None and self._dispatcher.full():
                 reason = "full"
@@ -237,7 +203,7 @@ class Acceptor:
             if wait := events_of(self.server).wait:
                 Events.emit(wait, self.server, reason)
         if reason is None and not self.watching:
-            self._end_pause()
+            self.back_off.end_pause()
             # In this order: a pool's worker may find at once that it must not be watched.
             self.watching = True
             try:
@@ -246,7 +212,7 @@ class Acceptor:
                 self.watching = False
                 if not is_shortage(error):
                     raise
-                self._back_off("the system cannot watch the listener", error)
+                self.back_off.begin("the system cannot watch the listener", error)
         elif reason is not None and self.watching:
             self._unwatch()
             self.watching = False
@@ -271,10 +237,10 @@ class Acceptor:
         take = self.server._handle_request_noblock  # noqa: SLF001 - stdlib's name for one request
         lifecycle = self.lifecycle
         dispatcher = self._dispatcher
-        count_waiting = self._count_waiting
+        count_waiting = self.intake.count_waiting
         waiting = 1
         if dispatcher is None:
-            self._have_spare()
+            self._have_recycled()
         for _ in range(self._batch):
             if self.stop_requested or self.listener_lost or lifecycle.suspended:
                 return
@@ -293,25 +259,56 @@ class Acceptor:
                     return
 
     def found_nothing(self) -> None:
-        """Nothing was there although the listener was ready: another process was quicker, or it was shut down.
-
-        Of all listeners only TCP's say the latter in accept(); the others are ready for ever, with nothing to take.
-        """
-        if self._never_has_peer and has_ended(self.listener):
+        """Nothing was there although the listener was ready: another process was quicker, or it was shut down."""
+        if self.intake.has_ended():
             self.failed(OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN)), Verdict.FATAL)
 
-    def _have_spare(self) -> None:
+    def take_one(self) -> bool:
+        """Take one request that is ready; true if there was one. In the loop's thread; in a pool in its workers."""
+        server = self.server
+        # What an override raises after it has got a request is of that request, not of the listener.
+        remembers = self.intake.remembers
+        if remembers:
+            forget_taken()
+        try:
+            request, client_address = server.get_request()
+        except BaseException as error:
+            return not_taken(server, self, error, remembers)
+        if remembers:
+            forget_taken()
+        if self.back_off.delay:
+            self.recovered()
+        events = self.events
+        try:
+            is_current = events.observers is server.observers
+        except AttributeError:
+            # A standard library's server, which a pool takes requests for in this way too, has none.
+            is_current = True
+        if not is_current:
+            events = self.events = events_of(server)
+        recycled = self._recycled
+        if recycled is not None and recycled.events is events:
+            self._recycled = None
+            if take_again(server, recycled, request, client_address):
+                self._recycled = recycled
+        else:
+            take(server, LiveRequest(self.table, events, request, client_address))
+        return True
+
+    def _have_recycled(self) -> None:
         events = self.events
         if not serves_at_once(self.server, events):
-            self.spare = None
-        elif self.spare is None or self.spare.events is not events or self.spare.thread != threading.get_ident():
-            self.spare = LiveRequest(self.table, events, None, None)
+            self._recycled = None
+        elif (
+            self._recycled is None
+            or self._recycled.events is not events
+            or self._recycled.thread != threading.get_ident()
+        ):
+            self._recycled = LiveRequest(self.table, events, None, None)
 
     def recovered(self) -> None:
-        """A descriptor was to be had: whatever made accept fail is over."""
-        log.warning("%s: accepting again after %s", self.server, counted(self._errors, "failed attempt"))
-        self.delay = 0.0
-        self._errors = 0
+        """Accepting works again: whatever made it fail is over."""
+        self.back_off.recovered()
 
     def failed(self, error: BaseException, verdict: Verdict) -> None:
         """Do what the table says about an error of ``get_request()``."""
@@ -320,31 +317,7 @@ class Acceptor:
         if verdict is Verdict.FATAL:
             self.leave()
             raise ListenerLostError(f"the socket of {self.server} cannot accept any more: {error}") from error
-        self._back_off("accept failed", error)
-
-    def _back_off(self, what: str, error: BaseException) -> None:
-        self._errors += 1
-        if not self.delay:
-            log.warning("%s: accepting pauses, because %s: %s", self.server, what, error)
-        self.delay = min(2 * self.delay, BACK_OFF_LAST) if self.delay else BACK_OFF_FIRST
-        self._end_pause()
-        self._retry_now = False
-        self._retry = self.loop.call_later(self.delay, self._end_pause)
-        if not self._hears_changes:
-            self._hears_changes = True
-            self.table.on_next_change(self._try_now)
-
-    def _try_now(self) -> None:
-        """A descriptor may have come free: try again now. From any thread."""
-        self._hears_changes = False
-        if self._retry is not None and not self._retry_now:
-            self._retry_now = True
-            self.loop.wake()
-
-    def _end_pause(self) -> None:
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+        self.back_off.begin("accept failed", error)
 
     # 9 TICK
 
@@ -372,8 +345,7 @@ class Acceptor:
         self.listener_lost = True
         # Now and not in the next turn: a closed descriptor's number may be somebody else's by then.
         self._unwatch()
-        if self._receiver is not None:
-            self._receiver.close()
+        self.intake.stop_receiving()
         self.loop.wake()
 
     def leave(self) -> None:
@@ -386,7 +358,7 @@ class Acceptor:
             return
         self._left = True
         self.loop.remove(self)
-        self._end_pause()
+        self.back_off.end_pause()
         if not self.listener_closed:
             self._unwatch()
         self._return_listener()
@@ -398,8 +370,7 @@ class Acceptor:
 
     def abandon(self) -> None:
         """Close this process's copy of the listener."""
-        if self._receiver is not None:
-            self._receiver.close()
+        self.intake.stop_receiving()
         if self.listener is not None:
             self.listener.close()
 
@@ -407,20 +378,21 @@ class Acceptor:
         """In a child that was forked beside the loop's thread: nothing of this stay is here."""
         self._left = self.stop_requested = True
         self.watching = False
-        self._stop_watching = self._retry = None
-        self._is_lent = False
-        if self._receiver is not None:
-            self._receiver.close()
+        self._stop_watching = None
+        self.back_off.forget()
+        self.intake.is_lent = False
+        self.intake.stop_receiving()
         if self._dispatcher is not None:
             self._dispatcher.detach()
+        self._state.acceptor = self._state.intake = None
         # What the thread held that is not here must not be waited for.
-        self.server.__dict__.pop("_BaseServer__is_shut_down", None)
-        self.server._serving_has_ended()  # noqa: SLF001 - as above
+        stay_ends(self.server, in_child=True)
 
     def finish(self) -> None:
         """Let everybody go who waits for the end."""
         self.lifecycle.end()
-        self.server._serving_has_ended()  # noqa: SLF001 - as above
+        self._state.acceptor = self._state.intake = None
+        stay_ends(self.server)
         self.ended.set()
         self.table.touch()
 
@@ -428,8 +400,16 @@ class Acceptor:
         if self._stop_watching is not None:
             self._stop_watching()
             self._stop_watching = None
-        if self._receiver is not None:
-            self._receiver.close()
-        if self._is_lent:
-            self._is_lent = False
-            give_back(self.listener)
+        self.intake.give_back()
+
+
+def take_without_loop(server: Any) -> bool:
+    """Take one request that is ready, for ``handle_request()``; true if there was one."""
+    forget_taken()
+    try:
+        request, client_address = server.get_request()
+    except BaseException as error:
+        return not_taken(server, None, error, True)
+    forget_taken()
+    take(server, LiveRequest(table_of(server), events_of(server), request, client_address))
+    return True

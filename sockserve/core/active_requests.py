@@ -20,7 +20,7 @@ from sockserve.core.forked import tell_when_forked
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_states import Outcome, RequestState
 
-__all__ = ["ActiveRequest", "ActiveRequests", "LiveRequest", "ParkingPlace", "ServingProcess", "table_of"]
+__all__ = ["ActiveRequest", "ActiveRequests", "LiveRequest", "ParkingPlace", "ServingProcess"]
 
 
 class ActiveRequest(NamedTuple):
@@ -301,12 +301,3 @@ class ActiveRequests:
 
 def _is_open(request: socket.socket | None) -> bool:
     return request is not None and request.fileno() >= 0
-
-
-def table_of(server: Any) -> ActiveRequests:
-    """The live table of any server, a standard library's one included; made on first use."""
-    try:
-        table: ActiveRequests = server.__dict__["_serving_live_table"]
-    except KeyError:
-        table = server.__dict__.setdefault("_serving_live_table", ActiveRequests())
-    return table

@@ -9,15 +9,16 @@ from typing import Any
 from sockserve.core.deferral import Deferral
 from sockserve.core.loop import Loop
 from sockserve.core.poller import wait_readable
-from sockserve.net.lingering import SWEEP_SECONDS, Lingering, lingering_of
+from sockserve.core.serving import serving_of
+from sockserve.net.lingering import SWEEP_SECONDS, Lingering
 
 __all__ = ["let_linger", "wait_for_request"]
 
 
 def let_linger(server: Any, connection: Any) -> None:
     """Keep a half-closed connection open for a moment, by a descriptor of its own. From any thread."""
-    lingering = lingering_of(server)
-    acceptor = server._serving_acceptor  # noqa: SLF001 - the server's own part of its stay in a loop
+    state = serving_of(server)
+    lingering, acceptor = state.lingering, state.acceptor
     with Deferral():
         # Between the system call and the object that owns the descriptor nothing may raise.
         is_kept = lingering.add(connection)
@@ -48,7 +49,7 @@ def _look(lingering: Lingering, loop: Loop) -> None:
 
 def wait_for_request(server: Any, fd: int, timeout: float | None) -> bool:
     """Wait as ``wait_readable()`` does, and look after what lingers meanwhile."""
-    lingering = lingering_of(server)
+    lingering = serving_of(server).lingering
     deadline = None if timeout is None else time.monotonic() + timeout
     while lingering.sweep() and (timeout is None or timeout > SWEEP_SECONDS):
         if wait_readable(fd, SWEEP_SECONDS):

@@ -8,23 +8,21 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias
 
-from sockserve.core.accept_failures import accept_failed, end_taken
-from sockserve.core.accepting import Acceptor, needs_no_poll
-from sockserve.core.active_requests import ActiveRequest, LiveRequest, table_of
+from sockserve.core.accepting import Acceptor, needs_no_poll, take_without_loop
+from sockserve.core.active_requests import ActiveRequest, LiveRequest
 from sockserve.core.aftercare import wait_for_request
 from sockserve.core.base_order import refuse_wrong_order
 from sockserve.core.deferral import Deferral
-from sockserve.core.events import LogObserver, Observer, events_of
+from sockserve.core.events import LogObserver, Observer
 from sockserve.core.lifecycle import CUT_GRACE, Drained, Lifecycle
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
-from sockserve.core.request_life import begin, cut_others, drain_one, serve, take, take_again, takes_record, unprepared
+from sockserve.core.request_life import begin, cut_others, drain_one, serve, takes_record, unprepared
+from sockserve.core.serving import Accepting, ServedInLoop, table_of
 from sockserve.core.type_parameters import TypeVar, filled_up
 from sockserve.errors import HandshakeError, ServerClosedError
 from sockserve.log import log
-from sockserve.net.accept_errors import judge
 from sockserve.net.departure import has_left
-from sockserve.net.watched_socket import forget_taken, take_taken
 from sockserve.seconds import limit_of
 
 __all__ = ["AddressT", "BaseServer", "HandlerFactory", "RequestT"]
@@ -42,7 +40,7 @@ AddressT = TypeVar("AddressT", default=Any)
 HandlerFactory: TypeAlias = Callable[[Any, Any, Any], Any]
 
 
-class BaseServer(Generic[RequestT, AddressT]):
+class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
     """Accepts requests and gives each to a handler; subclasses say what a request is.
 
     Methods for the caller:
@@ -84,9 +82,6 @@ class BaseServer(Generic[RequestT, AddressT]):
     observers: tuple[Observer, ...] = (LogObserver(),)
     """Who hears what happens to requests."""
 
-    # The present stay in a loop, where every request looks for it.
-    _serving_acceptor: Acceptor | None = None
-
     _serving_raises_unprepared = True
 
     _serving_patience = 0.0
@@ -112,29 +107,9 @@ class BaseServer(Generic[RequestT, AddressT]):
         self.server_address = server_address
         self.RequestHandlerClass = RequestHandlerClass
         self.__is_shut_down = threading.Event()
-        vars(self)["_BaseServer__shutdown_request"] = False
-        vars(self).pop("_serving_lifecycle_state", None)
-
-    # The two attributes below are private in name only: programs set the one from handlers and signal handlers, and
-    # wait for the other.
-
-    @property
-    def __shutdown_request(self) -> bool:
-        return self._serving_lifecycle.stop_requested
-
-    @__shutdown_request.setter
-    def __shutdown_request(self, value: bool) -> None:
-        # Some look for it in vars(), too.
-        self._serving_lifecycle.stop_requested = vars(self)["_BaseServer__shutdown_request"] = value
-
-    @property
-    def _serving_lifecycle(self) -> Lifecycle:
-        # Made on first use: methods are called on objects whose __init__ never ran.
-        try:
-            lifecycle: Lifecycle = self.__dict__["_serving_lifecycle_state"]
-        except KeyError:
-            lifecycle = self.__dict__.setdefault("_serving_lifecycle_state", Lifecycle())
-        return lifecycle
+        # What a life before this one has left behind does not stop this one.
+        self._serving_state.lifecycle = Lifecycle()
+        self.__shutdown_request = False
 
     # construction and end
 
@@ -146,7 +121,7 @@ class BaseServer(Generic[RequestT, AddressT]):
 
         Not terminal: with a new socket the server can serve again.
         """
-        acceptor = self._serving_lifecycle.acceptor
+        acceptor = self._serving_state.lifecycle.acceptor
         if acceptor is not None:
             acceptor.listener_closes()
 
@@ -171,40 +146,19 @@ class BaseServer(Generic[RequestT, AddressT]):
         by something other than ``server_close()``; what a signal handler, ``handle_error()`` or ``service_actions()``
         raises; and of an inline handler only what is no Exception (SystemExit, KeyboardInterrupt).
         """
-        with Deferral() as signals, Loop() as loop:
-            # Before the first run() already: a shutdown() from another thread waits from now on.
-            loop.thread = threading.get_ident()
-            acceptor = self._serving_make_acceptor(loop, poll_interval)
-            acceptor.holds_end = True
-            try:
-                signals.lifted(loop.run)
-            finally:
-                try:
-                    acceptor.leave()
-                finally:
-                    loop.close()
-                    acceptor.finish()
+        self._serving_run(poll_interval)
 
     def attach(self, loop: Loop, poll_interval: float = 0.5) -> None:
         """Be served by ``loop.run()``, beside other servers, until ``shutdown()``. Raises as ``serve_forever()``."""
         with Deferral():
             self._serving_make_acceptor(loop, poll_interval)
 
-    def _serving_make_acceptor(self, loop: Loop, poll_interval: float) -> Acceptor:
-        return Acceptor(self, self._serving_lifecycle, loop, poll_interval)
+    def _serving_make_acceptor(self, loop: Loop, poll_interval: float) -> Accepting:
+        return Acceptor(self, loop, poll_interval)
 
     def wait_until_serving(self, timeout: float | None = None) -> bool:
         """Wait until a loop serves this server, at most ``timeout`` seconds; say whether one does."""
-        return self._serving_lifecycle.serving.wait(timeout)
-
-    def _serving_has_begun(self, acceptor: Acceptor) -> None:
-        self._serving_acceptor = acceptor
-        vars(self).setdefault("_BaseServer__is_shut_down", threading.Event()).clear()
-
-    def _serving_has_ended(self) -> None:
-        self._serving_acceptor = None
-        vars(self)["_BaseServer__shutdown_request"] = False
-        vars(self).setdefault("_BaseServer__is_shut_down", threading.Event()).set()
+        return self._serving_state.lifecycle.serving.wait(timeout)
 
     @needs_no_poll
     def service_actions(self) -> None:
@@ -220,7 +174,7 @@ class BaseServer(Generic[RequestT, AddressT]):
         Requests in progress go on; see ``drain()`` and ``server_close()``.
         Raises TimeoutError if the loop has not ended after ``timeout`` seconds (None: wait without limit).
         """
-        self._serving_lifecycle.stop(timeout)
+        self._serving_state.lifecycle.stop(timeout)
 
     if TYPE_CHECKING:
         # Programs override shutdown(self): a parameter declared here would make each such override an error to a
@@ -231,20 +185,20 @@ class BaseServer(Generic[RequestT, AddressT]):
 
     def suspend(self) -> None:
         """Accept no more until ``resume()``; requests in progress go on, new ones wait in the kernel. Idempotent."""
-        self._serving_lifecycle.suspended = True
-        self._serving_lifecycle.wake()
+        self._serving_state.lifecycle.suspended = True
+        self._serving_state.lifecycle.wake()
 
     def resume(self) -> None:
         """Accept again. Idempotent."""
-        self._serving_lifecycle.suspended = self._serving_lifecycle.suspended_by_drain = False
-        self._serving_lifecycle.wake()
+        self._serving_state.lifecycle.suspended = self._serving_state.lifecycle.suspended_by_drain = False
+        self._serving_state.lifecycle.wake()
 
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Wait until no request is in progress (but the caller's own), at most ``timeout`` seconds; say whether so.
 
         After ``suspend()`` this includes a request that was just being accepted.
         """
-        return self._serving_lifecycle.wait_until_idle(table_of(self), timeout, self._serving_wait_for_change)
+        return self._serving_state.lifecycle.wait_until_idle(table_of(self), timeout, self._serving_wait_for_change)
 
     def drain(self, timeout: float | None = None) -> Drained:
         """Accept no more, let the requests in progress end, cut those that have not after ``timeout`` seconds.
@@ -254,7 +208,7 @@ class BaseServer(Generic[RequestT, AddressT]):
         Returns how many requests finished and how many were cut.
         """
         timeout = limit_of(timeout, "timeout")
-        lifecycle = self._serving_lifecycle
+        lifecycle = self._serving_state.lifecycle
         # Before anybody hears of the drain, or those that end at once would not be counted.
         waited_for = table_of(self).others()
         lifecycle.draining = True
@@ -278,7 +232,7 @@ class BaseServer(Generic[RequestT, AddressT]):
     @property
     def draining(self) -> bool:
         """Whether handlers that loop should come to an end: a drain or the wait in ``server_close()`` is under way."""
-        return self._serving_lifecycle.draining
+        return self._serving_state.lifecycle.draining
 
     def drain_request(self, request: RequestT) -> None:
         """A drain has begun and the request is still in progress. Does nothing here; stream servers end its input."""
@@ -316,7 +270,7 @@ class BaseServer(Generic[RequestT, AddressT]):
         fd = self.fileno()
         if fd < 0:
             raise ServerClosedError(f"{self} is closed: it takes no request before it gets a new socket")
-        self._serving_lifecycle.tell_serving()
+        self._serving_state.lifecycle.tell_serving()
         self._serving_before_handle_request()
         timeouts = (self._serving_socket_timeout(), self._serving_request_timeout())
         limits = [limit for limit in map(limit_of, timeouts) if limit is not None]
@@ -337,49 +291,10 @@ class BaseServer(Generic[RequestT, AddressT]):
     def handle_timeout(self) -> Any:
         """Called when ``handle_request()`` saw no request in time. Does nothing here."""
 
-    def _handle_request_noblock(self) -> bool | None:
+    def _handle_request_noblock(self) -> bool:
         """Take one request that is ready; True if there was one. For callers that saw ``fileno()`` readable."""
-        acceptor = self._serving_acceptor
-        # What an override raises after it has got a request is of that request, not of the listener.
-        remembers = acceptor is None or acceptor.remembers
-        if remembers:
-            forget_taken()
-        try:
-            request, client_address = self.get_request()
-        except BaseException as error:
-            if remembers and (taken := take_taken()) is not None:
-                end_taken(self, acceptor, taken, error)
-                return True
-            if not isinstance(error, BlockingIOError):
-                accept_failed(self, acceptor, error, judge(error))
-            elif acceptor is not None and acceptor.delay:
-                # Another process or thread was quicker, or a loop has taken all that there was.
-                acceptor.recovered()
-            return False
-        if remembers:
-            forget_taken()
-        if acceptor is None:
-            live = LiveRequest(table_of(self), events_of(self), request, client_address)
-        else:
-            if acceptor.delay:
-                acceptor.recovered()
-            events = acceptor.events
-            try:
-                is_current = events.observers is self.observers
-            except AttributeError:
-                # A standard library's server, which a pool takes requests for in this way too, has none.
-                is_current = True
-            if not is_current:
-                events = acceptor.events = events_of(self)
-            spare = acceptor.spare
-            if spare is not None and spare.events is events:
-                acceptor.spare = None
-                if take_again(self, spare, request, client_address):
-                    acceptor.spare = spare
-                return True
-            live = LiveRequest(acceptor.table, events, request, client_address)
-        take(self, live)
-        return True
+        acceptor = self._serving_state.acceptor
+        return take_without_loop(self) if acceptor is None else acceptor.take_one()
 
     # the hooks of a request's life
 

@@ -23,7 +23,7 @@ from sockserve.core.active_requests import LiveRequest
 from sockserve.errors import DatagramTruncatedError
 from sockserve.log import Seldom, log
 
-__all__ = ["Counters", "Events", "LogObserver", "Observer", "events_of"]
+__all__ = ["Counters", "Events", "LogObserver", "Observer"]
 
 
 class Observer:
@@ -161,15 +161,3 @@ class Counters(Observer):
             else:
                 self.handled += 1
             self.active -= 1
-
-
-_DEFAULT = (LogObserver(),)
-
-
-def events_of(server: Any) -> Events:
-    """The events of any server, a standard library's one included; follows changes of ``server.observers``."""
-    observers = getattr(server, "observers", _DEFAULT)
-    events: Events | None = server.__dict__.get("_serving_events")
-    if events is None or events.observers is not observers:
-        events = server.__dict__["_serving_events"] = Events(observers)
-    return events

@@ -53,7 +53,10 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         self.server = server
         self._asked_to_keep_open: bool | None = None
         # Absent from a standard library's server, and from what tests pass for one.
-        table: ActiveRequests | None = getattr(server, "_serving_live_table", None)
+        try:
+            table: ActiveRequests | None = server._serving_state.table  # noqa: SLF001
+        except AttributeError:
+            table = None
         if table is not None:
             live = table.by_id.get(id(request))
             if live is not None:
@@ -89,7 +92,7 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         """Whether the server calls ``_serving_converse()`` when there is more to do, so that nobody need wait here."""
         server: Any = self.server
         try:
-            table: ActiveRequests = server._serving_live_table  # noqa: SLF001
+            table: ActiveRequests = server._serving_state.table  # noqa: SLF001
         except AttributeError:
             return False
         live = table.by_id.get(id(self.request))
@@ -129,8 +132,10 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         ``finish()`` still runs. Input that ``rfile`` has read ahead does not go along: see ``buffered_input()``.
         Raises RuntimeError if the server's class is not one of sockserve's and does not know of this.
         """
-        table: ActiveRequests | None = getattr(self.server, "_serving_live_table", None)
-        live = None if table is None else table.find(self.request)
+        try:
+            live = self.server._serving_state.table.find(self.request)  # noqa: SLF001
+        except AttributeError:
+            live = None
         if live is None:
             raise RuntimeError(f"{type(self.server).__name__} does not let go of requests")
         live.detached = True

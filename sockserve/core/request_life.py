@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.active_requests import LiveRequest
 from sockserve.core.events import Events
 from sockserve.core.replaced import reach
 from sockserve.core.request_states import RequestState
+from sockserve.core.serving import table_of
 from sockserve.errors import HandshakeError
 from sockserve.log import log
 from sockserve.net.closing import cut, end_input

@@ -7,19 +7,19 @@ import sys
 from typing import Any
 
 from sockserve.core.accepting import drains
-from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.active_requests import LiveRequest
 from sockserve.core.aftercare import let_linger
 from sockserve.core.base_server import AddressT, BaseServer, HandlerFactory
 from sockserve.core.deferral import Deferral
 from sockserve.core.replaced import successor
+from sockserve.core.serving import finish_lingering, table_of
 from sockserve.core.type_parameters import TypeVar
 from sockserve.errors import DatagramTruncatedError
 from sockserve.net.address import with_zone
 from sockserve.net.closing import end_input, half_close
-from sockserve.net.lingering import finish_lingering
 from sockserve.net.listen import apply_reuse, family_of, open_socket, unix_name
 from sockserve.net.tls import defer_handshake, handshake, is_tls
-from sockserve.net.unix_path import BoundPath, bind_unix
+from sockserve.net.unix_path import bind_unix
 from sockserve.net.watched_socket import forget_taken, remembering
 
 __all__ = ["TCPServer", "UDPServer"]
@@ -65,8 +65,6 @@ class TCPServer(BaseServer[StreamT, AddressT]):
     socket_mode: int | None = None
     """Permissions of a Unix socket's path, for example 0o600; None: what the umask leaves."""
 
-    _serving_bound_path: BoundPath | None = None
-
     def __init__(
         self,
         server_address: Any,
@@ -95,8 +93,8 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         if _HAS_UNIX and self.socket.family == socket.AF_UNIX:
             with Deferral():
                 bound_path = bind_unix(self.socket, self.server_address, self.socket_mode)
-                self._serving_bound_path = bound_path
-                self._serving_lifecycle.when_serving = None if bound_path is None else bound_path.serve
+                self._serving_state.bound_path = bound_path
+                self._serving_state.lifecycle.when_serving = None if bound_path is None else bound_path.serve
             self.server_address = unix_name(self.socket.getsockname())
         else:
             self.socket.bind(with_zone(self.server_address))
@@ -116,19 +114,19 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         finish_lingering(self)
 
     def _serving_free_address(self) -> None:
-        lifecycle = self._serving_lifecycle
+        lifecycle = self._serving_state.lifecycle
         # First, for a loop that begins meanwhile, and finds the socket closed before it is told.
         lifecycle.listener_is_closing = True
         try:
             super().server_close()
             listener = getattr(self, "socket", None)
             if listener is not None:
-                bound_path = self._serving_bound_path
+                bound_path = self._serving_state.bound_path
                 if bound_path is None:
                     listener.close()
                 else:
                     bound_path.end(listener.close)
-                    self._serving_bound_path = None
+                    self._serving_state.bound_path = None
                 # Again, for a loop that began meanwhile: closing a socket wakes no loop.
                 super().server_close()
         finally:
@@ -141,11 +139,11 @@ class TCPServer(BaseServer[StreamT, AddressT]):
     @drains
     def get_request(self) -> tuple[StreamT, AddressT]:
         """Accept one connection; raises BlockingIOError while a loop runs and none is there."""
-        acceptor = self._serving_acceptor
+        intake = self._serving_state.intake
         request: Any
         client_address: Any
-        if acceptor is not None and acceptor.accept is not None:
-            request, client_address = acceptor.accept()
+        if intake is not None and intake.accept is not None:
+            request, client_address = intake.accept()
         else:
             defer_handshake(self.socket)
             request, client_address = remembering(self.socket.accept)()
@@ -233,9 +231,9 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
         limit = self.max_packet_size
         # One byte more than allowed, and the length itself tells whether the datagram was longer.
         client_address: Any
-        acceptor = self._serving_acceptor
-        if acceptor is not None and acceptor.receive is not None:
-            data, client_address = acceptor.receive(limit + 1)
+        intake = self._serving_state.intake
+        if intake is not None and intake.receive is not None:
+            data, client_address = intake.receive(limit + 1)
         else:
             data, client_address = remembering(sock.recvfrom, of=sock)(limit + 1)
         if len(data) > limit:

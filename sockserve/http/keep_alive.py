@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 from sockserve.core.handlers import BaseRequestHandler, StreamRequestHandler
+from sockserve.core.serving import serving_of
 from sockserve.core.streams import open_reader
 from sockserve.http.body import Body, CountingReader
 
@@ -93,8 +94,8 @@ class HTTPKeepAliveMixIn:
         super().end_headers()  # type: ignore[misc]
 
     def _serving_will_close(self) -> bool:
-        lifecycle = getattr(self.server, "_serving_lifecycle", None)
-        if lifecycle is not None and (lifecycle.draining or lifecycle.stop_requested):
+        lifecycle = serving_of(self.server).lifecycle
+        if lifecycle.draining or lifecycle.stop_requested:
             return True
         return self._serving_body is not None and not self._serving_body.is_here()
 

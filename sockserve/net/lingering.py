@@ -12,13 +12,12 @@ import socket
 import sys
 import threading
 import time
-from typing import Any
 
 if sys.platform != "win32":
     import fcntl
     import termios
 
-__all__ = ["LINGER_BYTES", "LINGER_SECONDS", "MOST", "SWEEP_SECONDS", "Lingering", "finish_lingering", "lingering_of"]
+__all__ = ["LINGER_BYTES", "LINGER_SECONDS", "MOST", "SWEEP_SECONDS", "Lingering"]
 
 LINGER_SECONDS = 2.0
 """Seconds that a connection is kept at most: gunicorn's and nginx's lingering close wait 2 to 5."""
@@ -151,19 +150,3 @@ class Lingering:
             self._kept.popleft().sock.close()
         except IndexError:
             pass
-
-
-def lingering_of(server: Any) -> Lingering:
-    """Return the lingering connections of a server; made on first use. From any thread."""
-    try:
-        lingering: Lingering = server.__dict__["_serving_lingering"]
-    except KeyError:
-        lingering = server.__dict__.setdefault("_serving_lingering", Lingering())
-    return lingering
-
-
-def finish_lingering(server: Any, *, in_haste: bool = True) -> None:
-    """Call ``finish()`` if the server has lingering connections."""
-    lingering: Lingering | None = server.__dict__.get("_serving_lingering")
-    if lingering is not None:
-        lingering.finish(in_haste=in_haste)

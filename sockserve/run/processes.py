@@ -6,9 +6,9 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sockserve.concurrency.prefork.mix_in import PARENT_ONLY_ATTRIBUTES, Stay, handling_signals
+from sockserve.concurrency.prefork.mix_in import Stay, handling_signals
 from sockserve.concurrency.prefork.supervisor import Supervisor
 from sockserve.concurrency.prefork.worker_commands import Duties
 from sockserve.concurrency.prefork.worker_handle import drain_within
@@ -18,6 +18,7 @@ from sockserve.core.deferral import Deferral
 from sockserve.core.events import Counters, Observer
 from sockserve.core.loop import Loop
 from sockserve.core.server import TCPServer
+from sockserve.core.serving import begin_anew, serving_of
 from sockserve.errors import AlreadyServingError
 from sockserve.net.address import format_address
 from sockserve.net.listen import listens
@@ -94,7 +95,7 @@ class _Service:
     def close_ports(self) -> None:
         """Close the listeners of this process."""
         for server in self._servers:
-            _lifecycle_of(server).draining = True
+            serving_of(server).lifecycle.draining = True
             TCPServer._serving_free_address(server)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     def serves(self) -> None:
@@ -104,16 +105,10 @@ class _Service:
             ready()
 
 
-def _lifecycle_of(server: AnyServer) -> Any:
-    return server._serving_lifecycle  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-
-
 def _begin_worker(server: AnyServer, link: Link, observers: Sequence[Observer]) -> None:
-    attributes = vars(server)
-    for name in PARENT_ONLY_ATTRIBUTES:
-        attributes.pop(name, None)
-    attributes["worker_id"] = link.orders.worker_id
-    attributes["_serving_shares_listener"] = True
+    begin_anew(server)
+    serving_of(server).shares_listener = True
+    vars(server)["worker_id"] = link.orders.worker_id
     server.observers += tuple(observers)
 
 
@@ -152,7 +147,7 @@ def serve_in_processes(
                 supervisor.run(
                     loop,
                     lambda: _are_stopped(stays),
-                    lambda: all(_lifecycle_of(server).suspended for server in servers),
+                    lambda: all(serving_of(server).lifecycle.suspended for server in servers),
                 )
 
         try:
@@ -175,7 +170,7 @@ def _are_stopped(stays: Sequence[Stay]) -> bool:
 
 @contextlib.contextmanager
 def _staying(server: AnyServer, loop: Loop) -> Generator[Stay]:
-    lifecycle = _lifecycle_of(server)
+    lifecycle = serving_of(server).lifecycle
     stay = Stay(loop)
     if not lifecycle.begin(stay):
         raise AlreadyServingError(f"{server} is already being served by another serve_forever()")

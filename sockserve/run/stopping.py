@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
-from sockserve.core.active_requests import ActiveRequests, LiveRequest, table_of
+from sockserve.core.active_requests import ActiveRequests, LiveRequest
 from sockserve.core.events import Observer
 from sockserve.core.lifecycle import CUT_GRACE, CutShort
 from sockserve.core.loop import Loop
@@ -26,6 +26,7 @@ from sockserve.core.one_shot import OneShot
 from sockserve.core.replaced import reach
 from sockserve.core.request_life import cut_others, drain_one
 from sockserve.core.server import TCPServer, UDPServer
+from sockserve.core.serving import serving_of, table_of
 from sockserve.log import counted, log
 from sockserve.net.closing import cut
 from sockserve.run.opening import AnyServer
@@ -66,7 +67,7 @@ class Stop(Observer):
         """Accept no more, free the ports, end the input of all requests. Safe in a signal handler, idempotent."""
         self.is_asked = True
         for server in self.servers:
-            lifecycle = server._serving_lifecycle  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+            lifecycle = serving_of(server).lifecycle
             lifecycle.draining = True
             lifecycle.stop_requested = True
             if not isinstance(server, UDPServer):

@@ -15,12 +15,14 @@ from sockserve.concurrency.cooperative.sockets import CooperativeMethods, Cooper
 from sockserve.concurrency.cooperative.turns import RequestGreenlet, current_worker
 from sockserve.concurrency.cooperative.watchdog import Watchdog
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
+from sockserve.core.accepting import Acceptor
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.base_order import refuse_other_way
 from sockserve.core.lifecycle import CUT_GRACE, CutShort
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import cut_others, tell_cut
+from sockserve.core.serving import Accepting
 from sockserve.net.tls import is_tls
 
 __all__ = ["GreenletDispatcher", "GreenletMixIn", "cooperative"]
@@ -144,9 +146,8 @@ class GreenletMixIn(DispatchingMixIn):
         watchdog.start()
         return watchdog
 
-    @property
-    def _serving_connection_class(self) -> type[CooperativeSocket]:
-        return CooperativeSocket
+    def _serving_make_acceptor(self, loop: Loop, poll_interval: float) -> Accepting:
+        return Acceptor(self, loop, poll_interval, self._serving_dispatcher, CooperativeSocket)
 
     def _serving_dispatch(self, live: LiveRequest) -> None:
         if isinstance(live.request, socket.socket):
@@ -178,8 +179,8 @@ class GreenletMixIn(DispatchingMixIn):
             self._serving_dispatcher.hub.is_stranded = True
             raise
         hub = self._serving_dispatcher.hub_here()
-        lifecycle = getattr(self, "_serving_lifecycle", None)
-        if lifecycle is not None and hub.workers:
+        lifecycle = self._serving_state.lifecycle
+        if lifecycle.has_served and hub.workers:
             lifecycle.draining = True
         if not hub.wait_until_idle(self.drain_timeout):
             cut_others(self)

@@ -22,7 +22,7 @@ from sockserve.concurrency.pool.poller import open_shared_poller
 from sockserve.concurrency.pool.workers import Pool
 from sockserve.concurrency.threads import interpreter_ends
 from sockserve.core.accepting import Acceptor
-from sockserve.core.lifecycle import CUT_GRACE, Lifecycle
+from sockserve.core.lifecycle import CUT_GRACE
 from sockserve.core.loop import Loop, Timer
 from sockserve.log import counted, log
 from sockserve.net.accept import counter_of
@@ -48,7 +48,7 @@ RETRY_THREAD = 1.0
 class Coordinator(Acceptor):
     """Lets the workers of a pool accept for one server."""
 
-    def __init__(self, server: Any, lifecycle: Lifecycle, loop: Loop, poll_interval: float) -> None:
+    def __init__(self, server: Any, loop: Loop, poll_interval: float) -> None:
         # Reentrant, because a signal handler may close the listener while this thread watches it.
         self._watch_lock = threading.RLock()
         self._failures: collections.deque[tuple[BaseException, Verdict]] = collections.deque()
@@ -68,7 +68,7 @@ class Coordinator(Acceptor):
         self._lent: list[Any] = []
         """The listener, if its mode is given back after this stay."""
         try:
-            super().__init__(server, lifecycle, loop, poll_interval)
+            super().__init__(server, loop, poll_interval)
         except BaseException:
             # If somebody else serves, there was nothing to leave.
             self._end_pool()
@@ -90,7 +90,7 @@ class Coordinator(Acceptor):
         self.pool.begin(
             take, self.may_take, self._make_counter, batch, self.table.touch, found_nothing=self.found_nothing
         )
-        vars(self.server)["_serving_pool"] = self.pool
+        self._state.put(self.pool)
         self.table.parking = self.lot
         self.pool.when_lost = self._lose_pool
         # Without this one there is no service; without the others there is.
@@ -105,7 +105,7 @@ class Coordinator(Acceptor):
         self.table.parking = None
 
     def _make_counter(self) -> Callable[[], int] | None:
-        return None if self._count_waiting is None else counter_of(self.listener)
+        return None if self.intake.count_waiting is None else counter_of(self.listener)
 
     # 1 WAIT
 
@@ -114,7 +114,7 @@ class Coordinator(Acceptor):
         if self._failures:
             error, verdict = self._failures.popleft()
             # Several workers fail at once for one reason.
-            self._errors += len(self._failures)
+            self.back_off.errors += len(self._failures)
             self._failures.clear()
             super().failed(error, verdict)
         if self.pool.is_lost and not self.stop_requested:
@@ -174,8 +174,8 @@ class Coordinator(Acceptor):
 
     def recovered(self) -> None:
         """A descriptor was to be had: whatever made accept fail is over."""
-        with self._watch_lock:
-            if self.delay:
+        if self.back_off.delay:
+            with self._watch_lock:
                 super().recovered()
 
     def failed(self, error: BaseException, verdict: Verdict) -> None:
@@ -259,7 +259,7 @@ class Coordinator(Acceptor):
         elif not self._has_told:
             self._has_told = True
             # Where the kernel does not count them, 1 means "some".
-            waiting = 0 if self._count_waiting is None else self._count_waiting()
+            waiting = 0 if self.intake.count_waiting is None else self.intake.count_waiting()
             text = "%s: none of %s has been free for %g s, and %d or more clients wait"
             log.warning(text, self.server, counted(len(pool.workers), "worker"), ALL_BUSY, waiting)
 
@@ -346,8 +346,8 @@ class Coordinator(Acceptor):
                 self.table.forget_change(change)
 
     def _return_listener(self) -> None:
-        if self._is_lent and self._is_taking():
-            self._is_lent = False
+        if self.intake.is_lent and self._is_taking():
+            self.intake.is_lent = False
             self._lent.append(self.listener)
             self._return_when_taken()
         super()._return_listener()

@@ -11,12 +11,12 @@ from typing import Any
 
 from sockserve.concurrency.dispatch import WaitingForWorkersMixIn
 from sockserve.concurrency.pool.coordinator import Coordinator
-from sockserve.concurrency.pool.workers import PoolSettings
+from sockserve.concurrency.pool.workers import Pool, PoolSettings
 from sockserve.concurrency.threads import WorkerThreads
-from sockserve.core.accepting import Acceptor
 from sockserve.core.base_order import refuse_other_way
 from sockserve.core.base_server import BaseServer
 from sockserve.core.loop import Loop
+from sockserve.core.serving import Accepting, ServedInLoop
 from sockserve.seconds import LONGEST_WAIT
 
 __all__ = ["ThreadPoolMixIn"]
@@ -26,7 +26,7 @@ _numbers = itertools.count(1)
 NO_POOL = {"DispatchingMixIn", "ThreadingMixIn", "ForkingMixIn"}
 
 
-class ThreadPoolMixIn(WaitingForWorkersMixIn):
+class ThreadPoolMixIn(WaitingForWorkersMixIn, ServedInLoop):
     """Serves all requests in a few threads. Write it before the server class: ``class S(ThreadPoolMixIn, TCPServer)``.
 
     The thread that calls ``serve_forever()`` coordinates and serves nothing. Each worker takes its next request itself:
@@ -79,13 +79,13 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn):
             super().serve_forever(poll_interval)  # type: ignore[misc]
         else:
             # A standard library's class.
-            BaseServer.serve_forever(self, poll_interval)  # type: ignore[arg-type]
+            self._serving_run(poll_interval)
 
-    def _serving_make_acceptor(self, loop: Loop, poll_interval: float) -> Acceptor:
-        return Coordinator(self, self._serving_lifecycle, loop, poll_interval)
+    def _serving_make_acceptor(self, loop: Loop, poll_interval: float) -> Accepting:
+        return Coordinator(self, loop, poll_interval)
 
     def _serving_close_workers(self, timeout: float | None) -> bool:
-        pool = self.__dict__.get("_serving_pool")
+        pool = self._serving_pool
         if pool is not None:
             # The loop may be waiting for the caller.
             pool.stop()
@@ -93,11 +93,12 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn):
 
     @property
     def _serving_threads(self) -> WorkerThreads:
-        try:
-            threads: WorkerThreads = self.__dict__["_serving_worker_threads"]
-        except KeyError:
-            threads = self.__dict__.setdefault("_serving_worker_threads", WorkerThreads())
-        return threads
+        return self._serving_state.part(WorkerThreads)
+
+    @property
+    def _serving_pool(self) -> Pool | None:
+        """That of the present stay in a loop, or of the last."""
+        return self._serving_state.find(Pool)
 
     def _serving_pool_settings(self) -> PoolSettings:
         idle_timeout = math.inf if self.idle_timeout is None else self.idle_timeout
@@ -114,15 +115,6 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn):
             block_on_close=self.block_on_close,
         )
 
-    # What our servers have and a standard library's has not.
-
-    _serving_acceptor: Acceptor | None = None
-    _serving_lifecycle = BaseServer.__dict__["_serving_lifecycle"]
-    _serving_has_begun = BaseServer.__dict__["_serving_has_begun"]
-    _serving_has_ended = BaseServer.__dict__["_serving_has_ended"]
-    # Setting it is how socketserver's shutdown() stops its loop.
-    _BaseServer__shutdown_request = BaseServer.__dict__["_BaseServer__shutdown_request"]
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         refuse_other_way(
@@ -130,10 +122,10 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn):
             NO_POOL,
             "a pool's threads serve their requests themselves, and {other} gives each of them to somebody else",
         )
-        for name in ("process_request", "service_actions", "_handle_request_noblock"):
+        for ours in (BaseServer.process_request, BaseServer.service_actions, BaseServer._handle_request_noblock):  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             # The standard library's own are exchanged for ours, overrides of them stay.
-            if _is_of_stdlib(getattr(cls, name, None)):
-                setattr(cls, name, BaseServer.__dict__[name])
+            if _is_of_stdlib(getattr(cls, ours.__name__, None)):
+                setattr(cls, ours.__name__, ours)
 
 
 def _is_of_stdlib(hook: object) -> bool:

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sockserve.concurrency.forks import ForkingMixIn
 from sockserve.concurrency.prefork.protocol import HANDLED
@@ -28,9 +28,10 @@ from sockserve.concurrency.prefork.worker_main import obey, wait_for_requests
 from sockserve.core.base_order import refuse_wrong_order
 from sockserve.core.deferral import Deferral, get_handler
 from sockserve.core.events import LogObserver
-from sockserve.core.lifecycle import Drained, Lifecycle
+from sockserve.core.lifecycle import Drained
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
+from sockserve.core.serving import Served, ServedInLoop, begin_anew, stay_begins, stay_ends
 from sockserve.core.taken_signals import Taken, give_back, take
 from sockserve.errors import AlreadyServingError, ServerClosedError
 from sockserve.net import blocking_mode
@@ -66,7 +67,7 @@ class Stay:
         """It is the parent's."""
 
 
-class PreForkMixIn:
+class PreForkMixIn(Served):
     """Serves in worker processes. Write it first: ``class S(PreForkMixIn, ThreadPoolMixIn, TCPServer)``.
 
     ``serve_forever()`` forks the workers and supervises them until ``shutdown()``: one that ends is replaced, one whose
@@ -132,15 +133,14 @@ class PreForkMixIn:
         check_times(self)
         if self.worker_timeout is not None and self.worker_timeout <= 0:
             raise ValueError(f"worker_timeout must be positive, or None: {self.worker_timeout!r}")
-        lifecycle = self._serving_prefork_lifecycle
+        lifecycle = self._serving_state.lifecycle
         supervisor = self._serving_supervisor
         with Deferral() as signals, Loop() as loop:
             loop.thread = threading.get_ident()
             stay = Stay(loop)
             if not lifecycle.begin(stay):
                 raise AlreadyServingError(f"{self} is already being served by another serve_forever()")
-            has_ended = vars(self).setdefault("_BaseServer__is_shut_down", threading.Event())
-            has_ended.clear()
+            stay_begins(self)
             try:
                 if self.fileno() < 0 and not stay.stop_requested:  # type: ignore[attr-defined]
                     raise ServerClosedError(f"{self} is closed: it cannot serve before it gets a new socket")
@@ -154,7 +154,7 @@ class PreForkMixIn:
                 loop.close()
                 self._serving_return_blocking_mode()
                 lifecycle.end()
-                has_ended.set()
+                stay_ends(self)
                 stay.ended.set()
 
     def attach(self, loop: Loop, poll_interval: float = 0.5) -> None:
@@ -163,38 +163,30 @@ class PreForkMixIn:
 
     def wait_until_serving(self, timeout: float | None = None) -> bool:
         """Wait until a worker is ready, at most ``timeout`` seconds; say whether one is."""
-        return self._serving_prefork_lifecycle.serving.wait(timeout)
-
-    @property
-    def _serving_prefork_lifecycle(self) -> Lifecycle:
-        ours: Lifecycle | None = getattr(self, "_serving_lifecycle", None)
-        if ours is not None:
-            return ours
-        # A standard library's server.
-        try:
-            lifecycle: Lifecycle = self.__dict__["_serving_lifecycle_of_prefork"]
-        except KeyError:
-            lifecycle = self.__dict__.setdefault("_serving_lifecycle_of_prefork", Lifecycle())
-        return lifecycle
+        return self._serving_state.lifecycle.serving.wait(timeout)
 
     @property
     def _serving_supervisor(self) -> Supervisor:
-        supervisor: Supervisor | None = self.__dict__.get("_serving_supervisor_made")
+        state = self._serving_state
+        supervisor = state.find(Supervisor)
         if supervisor is None or supervisor.pid != os.getpid():
-            supervisor = self.__dict__["_serving_supervisor_made"] = Supervisor(self, ServerService(self), self)
+            supervisor = Supervisor(self, ServerService(self), self)
+            state.put(supervisor)
         return supervisor
 
     # All the time, not only while a worker has it: the description is the same for all of them.
 
     def _serving_take_blocking_mode(self) -> None:
         listener: Any = getattr(self, "socket", None)
-        if listens(listener) and "_serving_lent_listener" not in vars(self):
+        if listens(listener) and self._serving_state.find(_LentListener) is None:
             blocking_mode.lend(listener)
-            self._serving_lent_listener = listener
+            self._serving_state.put(_LentListener(listener))
 
     def _serving_return_blocking_mode(self) -> None:
-        if not self._serving_supervisor.workers and "_serving_lent_listener" in vars(self):
-            blocking_mode.give_back(vars(self).pop("_serving_lent_listener"))
+        if not self._serving_supervisor.workers:
+            lent = self._serving_state.pop(_LentListener)
+            if lent is not None:
+                blocking_mode.give_back(lent.listener)
 
     # stopping
 
@@ -206,7 +198,7 @@ class PreForkMixIn:
         if self.worker_id is not None:
             super().shutdown()  # type: ignore[misc]
         else:
-            self._serving_prefork_lifecycle.stop(timeout)
+            self._serving_state.lifecycle.stop(timeout)
 
     if TYPE_CHECKING:
         # As in BaseServer.
@@ -224,7 +216,7 @@ class PreForkMixIn:
             return bool(super().wait_idle(timeout))  # type: ignore[misc]
         limit = limit_of(timeout, "timeout")
         deadline = None if limit is None else time.monotonic() + limit
-        lifecycle, supervisor = self._serving_prefork_lifecycle, self._serving_supervisor
+        lifecycle, supervisor = self._serving_state.lifecycle, self._serving_supervisor
         never, pause = OneShot(), FIRST_IDLE_POLL
         while True:
             if self._serving_end_elsewhere() is None:
@@ -247,7 +239,7 @@ class PreForkMixIn:
         if self.worker_id is not None:
             return super().drain(timeout)  # type: ignore[misc, no-any-return]
         timeout = limit_of(timeout, "timeout")
-        lifecycle = self._serving_prefork_lifecycle
+        lifecycle = self._serving_state.lifecycle
         lifecycle.draining = True
         if not lifecycle.suspended:
             lifecycle.suspended = lifecycle.suspended_by_drain = True
@@ -255,7 +247,7 @@ class PreForkMixIn:
 
     def _serving_end_elsewhere(self) -> OneShot | None:
         """The end of the ``serve_forever()`` of another thread, if there is one, so that this one can wait for it."""
-        stay = self._serving_prefork_lifecycle.acceptor
+        stay = self._serving_state.lifecycle.acceptor
         return None if stay is None or stay.loop.thread in (None, threading.get_ident()) else stay.ended
 
     def server_close(self) -> None:
@@ -263,11 +255,11 @@ class PreForkMixIn:
 
         An exception that ends the wait, such as KeyboardInterrupt, kills them and propagates.
         """
-        supervisor: Supervisor | None = self.__dict__.get("_serving_supervisor_made")
+        supervisor = self._serving_state.find(Supervisor)
         if self.worker_id is not None or supervisor is None or supervisor.pid != os.getpid():
             super().server_close()  # type: ignore[misc]
             return
-        stay = self._serving_prefork_lifecycle.acceptor
+        stay = self._serving_state.lifecycle.acceptor
         if stay is not None:
             stay.listener_closes()
         supervisor.leave_ports()
@@ -287,17 +279,18 @@ class PreForkMixIn:
     _serving_link: Link | None = None
 
     def _serving_work_as_worker(self, link: Link) -> None:
-        attributes = vars(self)
-        for name in PARENT_ONLY_ATTRIBUTES:
-            attributes.pop(name, None)
         self.worker_id = link.orders.worker_id
         self._serving_link = link
-        self._serving_shares_listener = take_place(self)
+        # In this order: the listeners of all places are part of what is forgotten.
+        shares_listener = take_place(self)
+        begin_anew(self)
+        self._serving_state.shares_listener = shares_listener
+        self._serving_state.when_begun = link.beat_in
         duties = Duties(link, [self])
         self.observers = (*getattr(self, "observers", (LogObserver(),)), duties)
         # The supervisor has the clock.
         self.drain_timeout = None
-        if not hasattr(super(), "_serving_has_begun"):
+        if not isinstance(self, ServedInLoop):
             _beat_and_count_by_hooks(self, link, duties)
         obey(link, duties)
         self.setup_worker()
@@ -308,24 +301,11 @@ class PreForkMixIn:
         wait_for_requests([self])
         duties.wait_to_end()
 
-    def _serving_has_begun(self, acceptor: Any) -> None:
-        super()._serving_has_begun(acceptor)  # type: ignore[misc]
-        if self._serving_link is not None:
-            self._serving_link.beat_in(acceptor.loop)
 
-    _serving_shares_listener = False
+class _LentListener(NamedTuple):
+    """A listener whose blocking mode the supervisor has changed, and gives back."""
 
-
-PARENT_ONLY_ATTRIBUTES = (
-    "_serving_lifecycle_state",
-    "_serving_live_table",
-    "_serving_dispatcher_made",
-    "_serving_supervisor_made",
-    "_serving_acceptor",
-    "_serving_lingering",
-    "_serving_bound_path",
-)
-"""Attributes of a server that a worker begins without: they are about what its parent does."""
+    listener: Any
 
 
 def _beat_and_count_by_hooks(server: Any, link: Link, duties: Duties) -> None:

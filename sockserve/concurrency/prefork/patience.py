@@ -20,9 +20,10 @@ from typing import Any
 from sockserve.concurrency.prefork.protocol import BEAT, STALE
 from sockserve.concurrency.prefork.worker_commands import end_input_of
 from sockserve.concurrency.prefork.worker_link import Link
-from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.active_requests import LiveRequest
 from sockserve.core.poller import wait_readable
 from sockserve.core.replaced import reach
+from sockserve.core.serving import table_of
 from sockserve.log import log
 from sockserve.net.closing import cut
 

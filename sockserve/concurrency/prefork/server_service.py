@@ -10,6 +10,7 @@ import socket
 from typing import Any
 
 from sockserve.concurrency.prefork.worker_link import Link
+from sockserve.core.serving import serving_of
 from sockserve.net.listen import listen_anew, listen_no_more, shares_port, twin_of
 
 __all__ = ["ServerService", "begin_to_listen", "close_twins", "take_place"]
@@ -74,7 +75,7 @@ class ServerService:
         """A worker is ready: let ``wait_until_serving()`` return."""
         for place in self._empty:
             self._quiet(place)
-        self._server._serving_prefork_lifecycle.serving.set()  # noqa: SLF001 - as above
+        serving_of(self._server).lifecycle.serving.set()
 
 
 def take_place(server: Any) -> bool:
@@ -103,12 +104,13 @@ def begin_to_listen(server: Any) -> None:
 
 def close_twins(server: Any) -> None:
     """Close this process's listeners of all places but the one that the server has itself."""
-    twins: dict[int, socket.socket] = server.__dict__.pop("_serving_twins", {})
-    for twin in twins.values():
+    for twin in (serving_of(server).pop(_Twins) or {}).values():
         twin.close()
 
 
-def _twins_of(server: Any) -> dict[int, socket.socket]:
+class _Twins(dict[int, socket.socket]):
     """The listeners of all places but the first, where each place has one of its own."""
-    twins: dict[int, socket.socket] = server.__dict__.setdefault("_serving_twins", {})
-    return twins
+
+
+def _twins_of(server: Any) -> _Twins:
+    return serving_of(server).part(_Twins)

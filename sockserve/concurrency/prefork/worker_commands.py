@@ -25,13 +25,13 @@ from sockserve.concurrency.prefork.protocol import (
     SUSPENSIONS,
 )
 from sockserve.concurrency.prefork.worker_link import Link
-from sockserve.core.active_requests import LiveRequest, table_of
+from sockserve.core.active_requests import LiveRequest
 from sockserve.core.events import Observer
-from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.one_shot import OneShot
 from sockserve.core.replaced import reach
 from sockserve.core.request_life import cut_others, drain_one
 from sockserve.core.server import TCPServer, UDPServer
+from sockserve.core.serving import serving_of, table_of
 from sockserve.net.closing import end_input
 
 __all__ = ["Duties", "end_input_of"]
@@ -59,7 +59,7 @@ class Duties(Observer):
     def on_wait(self, server: Any, reason: str | None) -> None:
         """Pass on the client that this worker was woken for and cannot accept."""
         # For one connection one worker is woken (EPOLLEXCLUSIVE).
-        if reason == "back off" and getattr(server, "_serving_shares_listener", False):
+        if reason == "back off" and serving_of(server).shares_listener:
             self._link.tell(PASSES)
 
     def on_accept(self, server: Any, request: LiveRequest) -> None:
@@ -103,8 +103,7 @@ class Duties(Observer):
         """Accept no more, but go on with the clients that are there, the parked among them."""
         self._retires = True
         for server in self.servers:
-            lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
-            retire = getattr(lifecycle and lifecycle.acceptor, "retire", None)
+            retire = getattr(serving_of(server).lifecycle.acceptor, "retire", None)
             if retire is None:
                 # Who keeps clients waits for them in whatever serves them, and needs no loop that accepts.
                 self.leave()
@@ -117,12 +116,9 @@ class Duties(Observer):
             self._may_end.set()
         self._leaves = True
         for server in self.servers:
-            lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
-            if lifecycle is None:
-                server._BaseServer__shutdown_request = True  # noqa: SLF001 - a standard library's server
-            else:
-                lifecycle.draining = True
-                lifecycle.stop_requested = True
+            serving_of(server).lifecycle.draining = True
+            # A standard library's server knows of no other way.
+            server._BaseServer__shutdown_request = True  # noqa: SLF001
         self._link.tell(STOPPED)
 
     def drain(self) -> None:
@@ -172,10 +168,10 @@ class Duties(Observer):
                 self._when_paused(server, number, functools.partial(has_paused, server))
 
     def _when_paused(self, server: Any, number: int, has_paused: Callable[[], object]) -> None:
-        lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
-        acceptor = None if lifecycle is None else lifecycle.acceptor
-        if lifecycle is None or acceptor is None:
-            # If it begins after this look it sees that it is suspended.
+        lifecycle = serving_of(server).lifecycle
+        acceptor = lifecycle.acceptor
+        if acceptor is None:
+            # If it begins after this look it sees that it is suspended; a standard library's server has no pauses.
             has_paused()
             return
         table, loop = table_of(server), acceptor.loop
@@ -201,8 +197,7 @@ class Duties(Observer):
     def look(self) -> None:
         """See whether somebody waits."""
         for server in self.servers:
-            lifecycle: Lifecycle | None = getattr(server, "_serving_lifecycle", None)
-            look_again = getattr(lifecycle and lifecycle.acceptor, "look_again", None)
+            look_again = getattr(serving_of(server).lifecycle.acceptor, "look_again", None)
             if look_again is not None:
                 look_again()
 

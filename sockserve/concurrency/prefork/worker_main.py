@@ -27,12 +27,11 @@ from sockserve.concurrency.prefork.protocol import (
 )
 from sockserve.concurrency.prefork.worker_commands import Duties
 from sockserve.concurrency.prefork.worker_link import Link
-from sockserve.core.active_requests import table_of
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.one_shot import OneShot
+from sockserve.core.serving import finish_lingering, table_of
 from sockserve.core.taken_signals import take, when_forked
 from sockserve.log import log
-from sockserve.net.lingering import finish_lingering
 
 __all__ = ["be_worker", "obey", "wait_for_requests"]
 
