@@ -1,10 +1,9 @@
 """Servers whose handlers run in greenlets, and what such a handler uses to wait. Needs the extra sockserve[greenlet].
 
 Thousands of connections take turns in one thread; each handler is written as if it were alone. A turn ends where a
-cooperative socket (``self.request``, what ``create_connection()`` returns) waits, or finds that the turn has taken some
-milliseconds, and in the functions here, never anywhere else: what blocks in another way belongs into
-``run_in_thread()``. Called outside of such a handler they block
-the calling thread instead; only ``spawn()`` is for handlers alone.
+cooperative socket (``self.request``, or what ``create_connection()`` returns) waits, or finds that the turn has taken
+some milliseconds, and in the functions here, never anywhere else. Give a call that blocks in another way to
+``run_in_thread()``. Outside of such a handler these functions block the calling thread; only ``spawn()`` needs one.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 from sockserve.concurrency.cooperative.mix_in import GreenletMixIn, cooperative
+from sockserve.concurrency.cooperative.request_greenlet import current_request_greenlet, sleep
 from sockserve.concurrency.cooperative.sockets import CooperativeSocket
-from sockserve.concurrency.cooperative.turns import current_worker, sleep, wait_in
 from sockserve.core.one_shot import OneShot
 from sockserve.core.server import TCPServer, UDPServer
 from sockserve.log import log
@@ -75,12 +74,12 @@ class Task:
         self._ended = OneShot()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended, at most ``timeout`` seconds (None: without limit); say whether it has."""
-        me = current_worker()
-        return self._ended.wait(timeout) if me is None else wait_in(me, self._ended, timeout)
+        """Wait until it has ended, at most ``timeout`` seconds (None: without limit); return whether it has."""
+        me = current_request_greenlet()
+        return self._ended.wait(timeout) if me is None else me.wait_for(self._ended, timeout)
 
     def run(self) -> None:
-        """Make the call; what ``spawn()`` starts."""
+        """Make the call. ``spawn()`` starts this."""
         try:
             self._call()
         except Exception:
@@ -95,7 +94,7 @@ def spawn(function: Callable[Arguments, object], *args: Arguments.args, **kwargs
     It may outlive the handler that spawned it; the server's end waits for it as for a handler. What it raises is
     logged. Raises RuntimeError outside of a handler's greenlet.
     """
-    me = current_worker()
+    me = current_request_greenlet()
     if me is None:
         raise RuntimeError("spawn() is for handlers that run in greenlets")
     task = Task(functools.partial(function, *args, **kwargs))
@@ -104,13 +103,13 @@ def spawn(function: Callable[Arguments, object], *args: Arguments.args, **kwargs
 
 
 def run_in_thread(function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-    """Call what blocks (a database driver, a file, a lock) in a thread; return or raise what it does.
+    """Call a function that blocks (a database driver, a file, a lock) in a thread; return or raise what it does.
 
     The threads are those of a ``concurrent.futures.ThreadPoolExecutor`` with its default size; calls that find none
-    free wait their turn. The function sees a copy of the caller's context variables. Outside of a handler's greenlet
+    free wait. The function sees a copy of the caller's context variables. Outside of a handler's greenlet
     it is simply called.
     """
-    me = current_worker()
+    me = current_request_greenlet()
     return (
         function(*args, **kwargs)
         if me is None
@@ -124,8 +123,8 @@ def create_connection(
     """Connect to a TCP service and return a cooperative socket, so that a handler can be a client, or a proxy.
 
     As ``socket.create_connection()``: each address of the host is tried; ``timeout`` (seconds; None: none) is for each
-    try and stays the socket's. A name is looked up in a thread. The caller closes the socket. Raises OSError, the last
-    one that a try raised.
+    try, and remains the time-out of the socket. A name is looked up in a thread. The caller closes the socket. Raises
+    the OSError of the last try.
     """
     host, port = address
     try:

@@ -21,7 +21,7 @@ def test_no_worker_is_left_wherever_ctrl_c_comes(rests: bool) -> None:
         interrupt, calls = Interrupt(number), list[int]()
         hub = Hub()
         with Loop() as loop:
-            hub.settle()
+            hub.give_turns_from_here()
             hub.move_to(loop)
             hub.lets_rest = rests
             hub.begin(lambda: None)

@@ -187,7 +187,7 @@ def test_without_room_in_a_new_loop_one_greenlet_suffers(greenlets: Greenlets, n
     second, second_peer = greenlets.pair()
     heard: list[object] = []
     with Loop() as loop:
-        greenlets.hub.settle()
+        greenlets.hub.give_turns_from_here()
         greenlets.hub.move_to(loop)
         for sock in (first, second):
             greenlets.hub.begin(lambda sock=sock: heard.append(outcome(lambda: sock.recv(10))))  # type: ignore[misc]
@@ -226,7 +226,7 @@ def test_waits_within_waits_need_no_descriptor(monkeypatch: pytest.MonkeyPatch) 
     outer, inner = OneShot(), OneShot()
     told: list[object] = []
     with Loop() as loop:
-        hub.settle()
+        hub.give_turns_from_here()
         hub.move_to(loop)
         hub.reserve()
 

@@ -17,7 +17,7 @@ from test_greenlets import LOOPBACK, handling
 import sockserve
 from sockserve import greenlets
 from sockserve.concurrency.cooperative.hub import Hub
-from sockserve.concurrency.cooperative.turns import RequestGreenlet
+from sockserve.concurrency.cooperative.request_greenlet import RequestGreenlet
 from sockserve.core.loop import Loop
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
@@ -92,7 +92,7 @@ def test_a_greenlet_that_was_broken_off_waits_for_nothing() -> None:
     ours, theirs = socket.socketpair()
     with theirs, greenlets.cooperative(ours) as sock, Loop() as loop:
         hub = Hub()
-        hub.settle()
+        hub.give_turns_from_here()
         hub.move_to(loop)
         hub.lets_rest = True
 

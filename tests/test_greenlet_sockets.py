@@ -16,8 +16,8 @@ import pytest
 from support.running_greenlets import Greenlets
 from support.under_test import LIMIT
 
+from sockserve.concurrency.cooperative.request_greenlet import sleep
 from sockserve.concurrency.cooperative.sockets import CooperativeSocket
-from sockserve.concurrency.cooperative.turns import sleep
 
 BIG = 4_000_000
 """Bytes that no pair of sockets holds: whoever sends them has to wait."""
@@ -281,9 +281,9 @@ def test_it_goes_from_a_greenlet_to_a_thread_and_back(greenlets: Greenlets) -> N
     def read() -> list[bytes]:
         received = [one.recv(100)]
         me = greenlets.hub
-        from sockserve.concurrency.cooperative.turns import current_worker  # noqa: PLC0415
+        from sockserve.concurrency.cooperative.request_greenlet import current_request_greenlet  # noqa: PLC0415
 
-        worker = current_worker()
+        worker = current_request_greenlet()
         assert worker is not None
         received.append(me.run_in_thread(worker, lambda: one.recv(100)))
         received.append(one.recv(100))

@@ -15,7 +15,7 @@ from support.handlers import Boom
 from test_greenlet_rest import Once
 
 from sockserve.concurrency.cooperative.hub import Hub
-from sockserve.concurrency.cooperative.turns import current_worker
+from sockserve.concurrency.cooperative.request_greenlet import current_request_greenlet
 from sockserve.core.loop import INPUT, OUTPUT, Loop
 from sockserve.greenlets import cooperative
 
@@ -118,7 +118,7 @@ def test_greenlets_go_on_in_a_loop_that_is_run_again(
 ) -> None:
     """One is ended by Ctrl-C; those that were to have their turn after it, by input or by themselves, have it then."""
     hub = Hub()
-    hub.settle()
+    hub.give_turns_from_here()
     hub.move_to(loop)
     read: list[bytes] = []
     woken: list[object] = []
@@ -131,7 +131,7 @@ def test_greenlets_go_on_in_a_loop_that_is_run_again(
         read.append(data)
 
     def pause() -> None:
-        me = current_worker()
+        me = current_request_greenlet()
         assert me is not None
         me.pause()
         woken.append(me)
@@ -158,7 +158,7 @@ def test_greenlets_go_on_in_a_loop_that_is_run_again(
         turn(loop)
     turn(loop)
     assert woken == paused
-    assert not hub.workers
+    assert not hub.greenlets
 
 
 def test_a_delay_is_a_number(loop: Loop) -> None:

@@ -1,4 +1,4 @@
-"""Threads for what blocks, so that the greenlets of a loop go on meanwhile."""
+"""Threads for calls that block, so that the greenlets of a loop go on meanwhile."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class BlockingCalls:
         self._executor: ThreadPoolExecutor | None = None
 
     def start(self, function: Callable[[], Result]) -> Future[Result]:
-        """Have it called in a thread, with the caller's context variables. Raises RuntimeError if no thread starts."""
+        """Call it in a thread, in a copy of the caller's context. Raises RuntimeError if no thread can start."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(thread_name_prefix="sockserve-greenlets")
         call = _Call(function)
         try:
             return self._executor.submit(contextvars.copy_context().run, call.make)
         except BaseException:
-            # The executor keeps it, for a thread that starts later: by then the caller has been told that it failed.
+            # The executor keeps the call, and a thread that starts later would make it, after we said that it failed.
             call.is_revoked = True
             raise
 

@@ -1,10 +1,12 @@
-"""A descriptor that workers wait for: what its loop has told of it, and which workers wait.
+"""A descriptor that greenlets wait for: what its loop has told of it, and which greenlets wait.
 
-Rule 1. A loop tells of each change once (edge-triggered): what no worker waits for is noted, and not lost.
-Rule 2. Code that runs outside of a worker waits as for any other socket: it blocks its thread.
-Rule 3. A worker that waits for input gets its turns from the loop itself, with what there is to tell, until it pauses
-for anything else: to go through here each time would cost a connection with many requests a call for each.
-Rule 4. What always finds the descriptor ready gives its turn away all the same, after a time.
+Rule 1. A loop tells of each change once (edge-triggered): what no greenlet waits for is noted, and not lost.
+Rule 2. Code that runs outside of a RequestGreenlet waits as for any other socket: it blocks its thread.
+Rule 3. A greenlet that waits for input is switched to by the loop itself, with the events as the switch's value, until
+it pauses for anything else: the requests of a kept connection then need no call of the channel.
+Rule 4. A greenlet that always finds the descriptor ready gives its turn away all the same, after ``TURN``.
+
+``close()`` and ``release()`` may be called in any thread; all else in the thread that reads or writes.
 """
 
 from __future__ import annotations
@@ -15,22 +17,21 @@ import selectors
 import time
 from typing import Any
 
-from sockserve.concurrency.cooperative.turns import RequestGreenlet, current_worker, getcurrent
+from sockserve.concurrency.cooperative.request_greenlet import RequestGreenlet, current_request_greenlet, getcurrent
 from sockserve.core.loop import INPUT, OUTPUT, Loop
 from sockserve.seconds import LONGEST_WAIT
 
 __all__ = ["FEW", "INPUT", "Channel"]
 
 FEW = 8
-"""Operations that may have gone on without a wait before it is looked how long the worker has had its turn: a short
-request has fewer, and does not pay for the look."""
+"""Operations without a wait, after which ``share()`` looks at the clock: a short request has fewer, and saves that."""
 
 TURN = 0.005
-"""Seconds after which a worker that need not wait gives its turn away: as long as CPython lets a thread run."""
+"""Seconds after which a greenlet that need not wait gives its turn away: as long as CPython lets a thread run."""
 
 
 class Channel:
-    """One open descriptor; it is not closed with the channel."""
+    """One open descriptor; ``close()`` leaves the closing of it to the caller."""
 
     __slots__ = (
         "direct",
@@ -51,32 +52,34 @@ class Channel:
         self.fd = fd
         """-1 when closed."""
         self.limit = limit
-        """The socket's time-out, in the words of ``socket.settimeout()``."""
+        """The socket's time-out, as ``socket.settimeout()`` takes it: seconds, None or 0."""
         self.is_dry = False
-        """Whether a read took all there was, and the loop has told of no more since."""
+        """Whether a read took all there was, and the loop has told of no more since: the next read waits first."""
         self.has_ended = False
-        """Whether the loop told of an end, and so has no more to tell."""
+        """Whether the loop told of an end: it tells of nothing more, so that a read must not wait."""
         self.loop: Loop | None = None
         """The loop that it is armed in."""
         self.outputs = False
-        """Whether it is armed for output too."""
+        """Whether it is armed for output as well as input."""
         self.reader: RequestGreenlet | None = None
-        """The worker that waits for input."""
+        """The greenlet that waits for input."""
         self.writer: RequestGreenlet | None = None
-        """The worker that waits for output."""
+        """The greenlet that waits for output."""
         self.direct: RequestGreenlet | None = None
-        """The reader, if the loop gives it its turns by itself; also between two waits."""
+        """The reader, if the loop switches straight to it (rule 3); also between two waits."""
         self.unwaited = 0
-        """Operations since ``share()`` saw that the worker had waited; it is called when they are more than FEW."""
+        """Operations since the greenlet last waited, as far as is known here; above FEW each calls ``share()``."""
         self.turn = -1
+        """The loop's turn in which ``share()`` last looked at the clock."""
         self.turn_ends = 0.0
+        """When that is due again, on the clock of ``time.monotonic()``."""
 
     def share(self) -> None:
-        """Give the turn away if the caller has had it for long enough. Before an operation that may well not wait."""
+        """Give the turn away if the caller has had it for ``TURN``. Called before an operation that may not wait."""
         now = time.monotonic()
         if now < self.turn_ends:
             return
-        me = current_worker()
+        me = current_request_greenlet()
         loop = None if me is None else me.hub.loop
         if me is None or loop is None or self.limit == 0:
             self.unwaited = 0
@@ -90,13 +93,13 @@ class Channel:
         self.turn_ends = now + TURN
 
     def begin(self) -> float | None:
-        """When an operation that begins now has to end; None: never."""
+        """Return when an operation that begins now has to end; None: never."""
         return time.monotonic() + self.limit if self.limit else None
 
     def wait_input(self, deadline: float | None = None) -> float | None:
         """Wait for more input, for the socket's time-out or until ``deadline``, which is returned for the next wait.
 
-        Raises TimeoutError; OSError (EBADF) if the descriptor is closed; RuntimeError if another worker waits for it.
+        Raises TimeoutError; OSError (EBADF) if the descriptor is closed; RuntimeError if another greenlet waits for it.
         """
         me = getcurrent()
         if self.limit is not None:
@@ -119,7 +122,7 @@ class Channel:
         return deadline
 
     def heard(self, told: Any) -> None:
-        """The reader has its turn again, and what the loop told it. Raises OSError (EBADF) if closed meanwhile."""
+        """Note what the loop told the reader with its turn. Raises OSError (EBADF) if it was closed meanwhile."""
         if told:
             self._note(told)
         if self.direct is None:
@@ -133,9 +136,9 @@ class Channel:
         return not self.is_dry and not self.has_ended
 
     def dry_up(self) -> None:
-        """A read took all there was; what comes from now on the loop tells."""
+        """Note that a read took all there was: the loop tells what comes from now on."""
         me = getcurrent()
-        # To another thread it may be telling right now.
+        # In another thread than the loop's, the loop may tell of more at this moment: that would be overwritten.
         if type(me) is RequestGreenlet and (self.loop is None or self.loop is me.hub.loop):
             self.is_dry = not self.has_ended
 
@@ -164,22 +167,22 @@ class Channel:
         return deadline
 
     def close(self) -> None:
-        """The descriptor is about to be closed: the workers that wait get an error. From any thread."""
+        """Let the greenlets that wait get an error (EBADF): the descriptor is about to be closed. In any thread."""
         fd, self.fd = self.fd, -1
         if self.loop is not None:
             self.loop.forget(fd)
         if self.direct is getcurrent():
-            # It closes, and so does not wait.
+            # The reader closes its own socket, and so does not wait.
             self.stop_direct()
         self._wake_all()
 
     def _wake_all(self, but: object = None) -> None:
-        for worker in (self.reader, self.writer):
-            if worker is not None and worker is not but:
-                worker.hub.resume(worker)
+        for each in (self.reader, self.writer):
+            if each is not None and each is not but:
+                each.hub.resume(each)
 
     def release(self) -> int:
-        """As ``close()``, of a descriptor that stays open; return it."""
+        """As ``close()``, for a descriptor that stays open; return it."""
         fd, loop = self.fd, self.loop
         if loop is not None:
             loop.unwatch(fd)
@@ -187,9 +190,9 @@ class Channel:
         return fd
 
     def follow(self, loop: Loop | None) -> None:
-        """Be told by this loop from now on. If that fails, those that wait try it themselves, and hear of the error.
+        """Be told by this loop from now on. If that fails, the greenlets that wait get a turn, and raise the error.
 
-        None: nothing goes on here any more.
+        None: stop for ever, in a forked child.
         """
         if loop is None:
             if self.loop is not None:
@@ -202,7 +205,7 @@ class Channel:
             self._wake_all()
 
     def rearm(self, loop: Loop | None) -> None:
-        """Be told by this loop from now on. Raises OSError if it has no room; then another try may succeed."""
+        """Be told by this loop from now on. Raises OSError if it has no room (ENOSPC, ENOMEM): try again later."""
         if self.fd < 0 or loop is None:
             return
         self.stop_direct()
@@ -218,23 +221,23 @@ class Channel:
             self.loop = None
             self.outputs = False
             loop.forget(self.fd)
-            # Of two that wait for it the other one is not told any more either.
+            # The other greenlet, which waits as well, would not be told any more either: it has to try for itself.
             self._wake_all(but=getcurrent())
             raise
 
     def stop_direct(self) -> None:
-        """Be told by the loop again, instead of the reader; that one waits on, if it does."""
-        worker, self.direct = self.direct, None
-        if worker is None:
+        """Have the loop tell this channel again, and not the reader, which goes on waiting if it does."""
+        reader, self.direct = self.direct, None
+        if reader is None:
             return
-        worker.listens_to = None
-        if worker is getcurrent() or worker.dead:
+        reader.listens_to = None
+        if reader is getcurrent() or reader.dead:
             self.reader = None
         if self.loop is not None:
             self.loop.rearrange(self.fd, self._on_change)
 
     def break_off(self) -> None:
-        """The reader, which calls this, does not wait after all: an exception ended it."""
+        """End the wait of the reader, which calls this: an exception came instead of a turn."""
         self.stop_direct()
         self.reader = None
 
@@ -282,7 +285,7 @@ class Channel:
         return deadline
 
     def _wait_in_thread(self, event: int, deadline: float | None) -> None:
-        # Not the default one, which needs a descriptor.
+        # Not selectors.DefaultSelector: epoll needs a descriptor, and there may be none left.
         with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:
             selector.register(self.fd, event)
             selector.select(None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT))

@@ -1,4 +1,4 @@
-"""What keeps a loop running until something has happened."""
+"""Keeps a loop running until a change has happened."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Errand:
         change.then(loop.wake)
 
     def before_wait(self) -> None:
-        """Leave if it has."""
+        """Leave if the change has happened."""
         if self._change.is_set():
             self.leave()
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sockserve.concurrency.cooperative.hub import Hub
+from sockserve.concurrency.cooperative.request_greenlet import RequestGreenlet, current_request_greenlet
 from sockserve.concurrency.cooperative.sockets import CooperativeMethods, CooperativeSocket
-from sockserve.concurrency.cooperative.turns import RequestGreenlet, current_worker
 from sockserve.concurrency.cooperative.watchdog import Watchdog
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.core.accepting import Acceptor
@@ -29,7 +29,7 @@ __all__ = ["GreenletDispatcher", "GreenletMixIn", "cooperative"]
 
 
 NO_GREENLETS = {"ThreadingMixIn", "ForkingMixIn", "ThreadPoolMixIn"}
-"""Other answers to the question what runs a handler."""
+"""Mix-ins that also decide where a handler runs."""
 
 
 class GreenletDispatcher:
@@ -46,18 +46,18 @@ class GreenletDispatcher:
         return self.run(serve)
 
     def run(self, function: Callable[..., object], argument: object = None) -> RequestGreenlet:
-        """Run a function, with its argument if it has one."""
+        """Run a function, with its argument if it has one, in a greenlet until it pauses or ends."""
         hub = self.hub_here()
         if self._loop is not None:
             return hub.begin(function, argument)
-        # Nothing would go on after this: a standard library's server, or one over handle_request().
+        # No loop runs greenlets here: this is a standard library's server, or handle_request(). So run it to its end.
         return hub.run(function if argument is None else functools.partial(function, argument))
 
     def hub_here(self) -> Hub:
-        """The hub of this thread: a worker can never leave its own."""
+        """Return the hub of this thread; a greenlet can never leave the thread that it began in."""
         if self.hub.is_elsewhere():
             left, self.hub = self.hub, Hub()
-            if left.workers:
+            if left.greenlets:
                 self._left_behind.append(left)
             else:
                 left.unreserve()
@@ -89,7 +89,7 @@ class GreenletDispatcher:
         return True
 
     def kill(self, timeout: float) -> bool:
-        """Raise GreenletExit in the workers but the caller; say whether all ended, within ``timeout`` seconds each."""
+        """Raise GreenletExit in the greenlets but the caller; return whether all end in ``timeout`` seconds a hub."""
         return False not in [hub.kill(timeout) for hub in (self.hub, *self._left_behind)]
 
     def attach(self, loop: Loop) -> None:
@@ -101,7 +101,7 @@ class GreenletDispatcher:
     def detach(self) -> None:
         self._loop = None
         self.hub.dismiss()
-        if not self.hub.workers:
+        if not self.hub.greenlets:
             self.hub.unreserve()
         if self._watchdog is not None:
             self._watchdog.stop()
@@ -127,7 +127,7 @@ class GreenletMixIn(DispatchingMixIn):
     """
 
     slow_handler_warning: float | None = 5.0
-    """Seconds that a handler may keep all others from going on before the log tells where it is; None: for ever."""
+    """Seconds that a handler may keep all others from going on before a warning tells where it is; None: never."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -157,11 +157,11 @@ class GreenletMixIn(DispatchingMixIn):
         self._serving_dispatcher.run(self._serving_work, live)
 
     def _serving_work(self, live: LiveRequest) -> str:
-        live.greenlet = current_worker()
+        live.greenlet = current_request_greenlet()
         try:
             return super()._serving_work(live)
         except CutShort:
-            # It ends this worker, and not the loop, which has others.
+            # It ends this request alone: the loop has others.
             tell_cut(self, live)
             return live.outcome
 
@@ -180,7 +180,7 @@ class GreenletMixIn(DispatchingMixIn):
             raise
         hub = self._serving_dispatcher.hub_here()
         lifecycle = self._serving_state.lifecycle
-        if lifecycle.has_served and hub.workers:
+        if lifecycle.has_served and hub.greenlets:
             lifecycle.draining = True
         if not hub.wait_until_idle(self.drain_timeout):
             cut_others(self)
@@ -190,7 +190,7 @@ class GreenletMixIn(DispatchingMixIn):
         hub.unreserve()
 
     def _serving_end_cut_workers(self) -> bool:
-        # One that neither reads nor writes has not noticed.
+        # A handler that neither reads nor writes has not noticed that its connection was cut.
         return super()._serving_end_cut_workers() or bool(self._serving_dispatcher.kill(CUT_GRACE))
 
     def _serving_wait_for_change(self, change: OneShot, timeout: float | None) -> bool:
@@ -198,7 +198,7 @@ class GreenletMixIn(DispatchingMixIn):
 
 
 def cooperative(sock: socket.socket) -> socket.socket:
-    """Make a socket cooperative, and return it, or one that has taken its place: use only what is returned."""
+    """Return a cooperative socket for a connection: use only what is returned, which may be a new object."""
     if isinstance(sock, CooperativeMethods):
         return sock
     if not is_tls(sock):

@@ -1,4 +1,4 @@
-"""Which thread something belongs to: the number that a thread is known by may be a later one's."""
+"""Tells threads apart also after their end: ``threading.get_ident()`` may give the number of an ended thread again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["OwnThread"]
 
 
 class _Mark:
-    """Stands for one thread, and is gone with it."""
+    """Stands for one thread: it lives as long as the thread's own variables."""
 
     __slots__ = ("__weakref__",)
 
@@ -23,7 +23,7 @@ _here = _Here()
 
 
 class OwnThread:
-    """A thread, as long as it lives: the one that makes this object."""
+    """The thread that made this object. Its methods may be called in any thread."""
 
     __slots__ = ("_mark",)
 
@@ -31,9 +31,9 @@ class OwnThread:
         self._mark = weakref.ref(_here.mark)
 
     def is_here(self) -> bool:
-        """Whether it is the caller's."""
+        """Whether the caller runs in it."""
         return self._mark() is _here.mark
 
     def has_ended(self) -> bool:
-        """Whether it is no more."""
+        """Whether it has ended."""
         return self._mark() is None

@@ -1,4 +1,4 @@
-"""Whether an exception that passed through a handler is a signal handler's, and so is about the whole program."""
+"""Tells an exception of a signal handler, which is about the whole program, from one of a request's handler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["came_from_signal_handler"]
 
 
 def came_from_signal_handler(error: BaseException) -> bool:
-    """Say whether a Python signal handler raised it, or raised what it was raised from or grouped with.
+    """Return whether a Python signal handler raised it, or raised its cause, its context or a member of its group.
 
     Each KeyboardInterrupt of the main thread counts, because the handler that raises it is written in C and leaves
     nothing in the traceback. In other threads no signal handler runs (signal(7), and Python's module of that name).
@@ -28,7 +28,7 @@ def came_from_signal_handler(error: BaseException) -> bool:
             return True
         if isinstance(each, BaseExceptionGroup):
             remaining += cast("BaseExceptionGroup[BaseException]", each).exceptions
-        # What was an Exception has been handled where it was caught.
+        # An earlier Exception was handled where it was caught.
         remaining += [
             earlier
             for earlier in (each.__cause__, each.__context__)
@@ -38,7 +38,7 @@ def came_from_signal_handler(error: BaseException) -> bool:
 
 
 def _has_passed_handler(traceback: types.TracebackType | None) -> bool:
-    """Whether it passed a function that was given the frame it was called in, as only a signal handler is."""
+    """Whether a function on its way was called with its own caller's frame: only a signal handler is."""
     interrupted: types.FrameType | None = None
     while traceback is not None:
         frame = traceback.tb_frame

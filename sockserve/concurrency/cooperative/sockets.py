@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sockserve.concurrency.cooperative.channel import FEW, INPUT, Channel
-from sockserve.concurrency.cooperative.turns import getcurrent, sleep
+from sockserve.concurrency.cooperative.request_greenlet import getcurrent, sleep
 
 __all__ = ["CooperativeMethods", "CooperativeSocket"]
 
@@ -29,20 +29,20 @@ LONGEST_TIMEOUT = 2.0**63 / 1e9
 """Seconds that ``socket.settimeout()`` takes at most: it counts nanoseconds."""
 
 MUCH = 4096
-"""Bytes of one read, with more behind them, that count as FEW operations: of short lines they are a thousand, and a
-handler that works 20 microseconds on each has had several turns before it reads again."""
+"""Bytes of one read, with more behind them, that count as FEW operations: they may be a thousand short lines, and a
+handler that works 20 microseconds on each has run for several turns before it reads again."""
 
 SENDFILE_BLOCK = 2**30
-"""Bytes that one sendfile(2) is asked for: what ``socket.socket.sendfile()`` asks for."""
+"""Bytes that one sendfile(2) is asked for: as many as ``socket.socket.sendfile()`` asks for."""
 
 BUSY_LISTENER = 0.01
-"""Seconds until the next try to connect to a Unix socket whose backlog is full: nothing tells when it no longer is."""
+"""Seconds until the next try to connect to a Unix socket whose backlog is full (EAGAIN): no event tells of room."""
 
 
 class CooperativeMethods(socket.socket):
-    """The methods of a cooperative socket, whatever else it is.
+    """The methods of a cooperative socket, with TLS or without.
 
-    Without a place for its channel: an ``ssl.SSLSocket`` can only become one of a class that is laid out alike.
+    It has no slot for the channel: an ``ssl.SSLSocket`` can only take a ``__class__`` of the same memory layout.
     """
 
     __slots__ = ()
@@ -64,7 +64,7 @@ class CooperativeMethods(socket.socket):
         elif channel.is_dry:
             reader = channel.direct
             if reader is not None and reader is getcurrent() and channel.limit is None:
-                # As below, in one frame: this is how a connection that is kept waits for each of its requests.
+                # perf: wait_input() and the read in one frame, where a kept connection waits for each of its requests.
                 switch = reader.hub.switch
                 try:
                     told = switch()
@@ -176,7 +176,7 @@ class CooperativeMethods(socket.socket):
             sent = _bare_send(self, data, flags)
         except BlockingIOError:
             sent = 0
-        # Of other types len() need not be in bytes.
+        # Only bytes: len() of another buffer may count items of several bytes.
         if type(data) is not bytes or sent < len(data):
             self._serving_send_rest(memoryview(data).cast("B")[sent:], flags)
 
@@ -275,7 +275,7 @@ class CooperativeMethods(socket.socket):
     # the end
 
     def detach(self) -> int:
-        """Close the socket object and return its descriptor, which blocks unless there is a time-out."""
+        """Close the socket object and return its descriptor, which blocks again unless there is a time-out."""
         channel = self._serving_channel
         if channel.fd >= 0:
             channel.release()
@@ -290,7 +290,7 @@ class CooperativeMethods(socket.socket):
     # helpers
 
     def wait_for_input(self) -> bool:
-        """Wait until ``recv()`` would not; say whether it would give anything. Raises what it would raise."""
+        """Wait until ``recv()`` would not wait; return whether it would give any bytes. Raises what it would raise."""
         channel = self._serving_channel
         if channel.is_dry and channel.limit != 0:
             channel.wait_input()
@@ -299,7 +299,7 @@ class CooperativeMethods(socket.socket):
         return bool(self.recv(1, socket.MSG_PEEK))
 
     def wait_writable(self, timeout: float) -> bool:
-        """Wait until it takes more output, at most ``timeout`` seconds (inf: without limit); say whether it may.
+        """Wait until it takes more output, at most ``timeout`` seconds (inf: without limit); return whether it may.
 
         Raises ValueError if ``timeout`` is NaN.
         """
@@ -330,7 +330,7 @@ class CooperativeMethods(socket.socket):
 
     def _serving_send_rest(self, rest: memoryview, flags: int) -> None:
         channel = self._serving_channel
-        # Of the whole, as CPython has it.
+        # One deadline for the whole, as that of socket.socket.sendall().
         deadline = channel.begin()
         while rest:
             channel.unwaited += 1
@@ -354,7 +354,7 @@ class CooperativeMethods(socket.socket):
 
 
 class CooperativeSocket(CooperativeMethods):
-    """A ``socket.socket`` for handlers that run in greenlets: where it would block, others go on.
+    """A ``socket.socket`` for handlers that run in greenlets: where it would block, other handlers go on.
 
     ``settimeout()`` and its kin mean what they always mean. Outside of such a greenlet it blocks like any other socket.
     Its descriptor does not block (O_NONBLOCK): a read or write of the bare ``fileno()`` fails instead (EAGAIN).
@@ -362,7 +362,7 @@ class CooperativeSocket(CooperativeMethods):
     send: that is a RuntimeError; one can read while another sends.
     """
 
-    # As socket.socket has no dict either: reading from one costs more than from a slot, and memory.
+    # A slot: a dict would take more memory for each connection, and CPython 3.11 reads slower from it.
     __slots__ = ("_serving_channel",)
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
@@ -371,7 +371,7 @@ class CooperativeSocket(CooperativeMethods):
 
 
 def _seconds(value: Any) -> float:
-    """A time-out as ``socket.settimeout()`` takes it; raises what that raises."""
+    """Return a time-out as ``socket.settimeout()`` takes it; raise what that raises."""
     # Not float(), which takes text as well.
     seconds = float(value if isinstance(value, float) else operator.index(value))
     if math.isnan(seconds):

@@ -1,4 +1,4 @@
-"""TLS over a cooperative socket: OpenSSL says what it has to wait for, and another greenlet runs meanwhile."""
+"""TLS over a cooperative socket: where OpenSSL has to wait for the peer, other greenlets run."""
 
 # ruff: noqa: D102 - the methods promise what those of ssl.SSLSocket do
 
@@ -19,15 +19,15 @@ class CooperativeTLSSocket(  # type: ignore[misc]  # pyright: ignore[reportIncom
 ):
     """An ``ssl.SSLSocket`` for handlers that run in greenlets; see CooperativeSocket.
 
-    Where OpenSSL asks for the socket beneath, for one that was never wrapped or is no longer, it is that one.
+    Before the handshake, and after ``unwrap()``, its methods are those of the socket beneath.
     """
 
     @classmethod
     def adopt(cls, sock: ssl.SSLSocket) -> ssl.SSLSocket:
-        """Make a socket cooperative as it is, whether hands were shaken or not; one of a subclass stays what it is."""
+        """Make a socket cooperative, before or after its handshake, and return it; a subclass's is left as it is."""
         if type(sock) is ssl.SSLSocket:
             limit = sock.gettimeout()
-            # OpenSSL's object refers to it: it has to stay the same object.
+            # OpenSSL's object refers to the Python object, which therefore has to stay the same one.
             sock.__class__ = cls
             cast("CooperativeTLSSocket", sock)._serving_begin(limit)  # noqa: SLF001 - it is one now
         return sock
@@ -48,7 +48,7 @@ class CooperativeTLSSocket(  # type: ignore[misc]  # pyright: ignore[reportIncom
         return self._serving_tls(super().unwrap)
 
     def recv_beneath(self, size: int, flags: int = 0) -> bytes:
-        """What ``recv()`` of the socket beneath gives: TLS records as they are."""
+        """Read as ``recv()`` of the socket beneath: bytes that are not decrypted."""
         return CooperativeMethods.recv(self, size, flags)
 
     def _serving_tls(self, operation: Callable[..., Any], *args: Any) -> Any:
@@ -56,7 +56,7 @@ class CooperativeTLSSocket(  # type: ignore[misc]  # pyright: ignore[reportIncom
         channel.unwaited += 1
         if channel.unwaited > FEW:
             channel.share()
-        # One for the whole operation: a record may come a byte at a time.
+        # One deadline for the whole operation: a peer may send a record a byte at a time.
         deadline = channel.begin()
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Tells of a handler that keeps the loop, and so all other handlers, from going on."""
+"""Logs a handler that keeps the loop, and so all other handlers, from going on."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ __all__ = ["Watchdog"]
 
 
 class Watchdog:
-    """A thread that looks at a loop while it is busy, and sleeps while the loop does.
+    """A thread that watches a loop while the loop is busy, and sleeps while the loop sleeps.
 
-    ``limit`` says after how many seconds without a turn it tells, once for each such time; None: not at all.
+    If the loop ends no turn for ``limit()`` seconds, it logs a warning with the stack of the loop's thread, once until
+    the next turn. None: never. ``limit`` is called in the watchdog's thread, at each turn that it watches.
     """
 
     def __init__(self, name: Any, loop: Loop, limit: Callable[[], float | None]) -> None:
@@ -30,7 +31,7 @@ class Watchdog:
         self._turned = OneShot()
 
     def start(self) -> None:
-        """Begin, if there is a thread to be had."""
+        """Start the thread. If the system refuses one, slow handlers are not logged."""
         self._expect_turn()
         try:
             threading.Thread(target=self._watch, name="sockserve-watchdog", daemon=True).start()
@@ -38,7 +39,7 @@ class Watchdog:
             log.debug("%s: slow handlers will not be reported: %s", self._name, error)
 
     def stop(self) -> None:
-        """Let the thread end soon."""
+        """Let the thread end soon. In any thread; idempotent."""
         self._stopped.set()
         self._turned.set()
 
@@ -54,9 +55,9 @@ class Watchdog:
             self._turned.wait()
             limit = self._limit()
             if limit is not None and not 0 <= limit <= threading.TIMEOUT_MAX:
-                # Longer than a lock can wait, or no time at all: never.
+                # Longer than a lock can wait, negative or NaN: never.
                 limit = None
-            # From here to the next turn a handler may be at work.
+            # The loop has left its wait: from here to the next wait a handler may run.
             turned = self._expect_turn()
             if self._stopped.wait(limit):
                 return
