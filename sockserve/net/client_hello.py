@@ -11,7 +11,7 @@ import re
 __all__ = ["LONGEST_HELLO", "look_at_hello"]
 
 LONGEST_HELLO = 16384
-"""Bytes looked at. Whoever sends a longer hello names no host."""
+"""Bytes looked at. A longer hello names no host."""
 
 HANDSHAKE = 22
 CLIENT_HELLO = 1

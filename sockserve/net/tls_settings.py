@@ -1,4 +1,4 @@
-"""What a server needs for TLS: certificates by host name, who may come, and a certificate renewed while it serves.
+"""What a server needs for TLS: certificates by host name, which clients may come, a renewed certificate in place.
 
 Rule 1. A context that connections use is never changed: ``load_cert_chain()`` beside a handshake crashes the process
 (cpython#134698). A new certificate makes a new context, which takes the place of the old one.
