@@ -331,15 +331,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
         """
         if unprepared and (error := unprepared.pop(id(request), None)) is not None:
             raise error
-        handler_class: Any = self.RequestHandlerClass
-        new: Any = object.__new__
-        is_plain = type(handler_class) is type and handler_class.__new__ is new
-        if is_plain:
-            # As type.__call__() does, without its frames of C: a switch between greenlets copies the stack.
-            handler = new(handler_class)
-            handler.__init__(request, client_address, self)
-        else:
-            handler_class(request, client_address, self)
+        self.RequestHandlerClass(request, client_address, self)
 
     def shutdown_request(self, request: RequestT) -> None:
         """End the request; then ``close_request()``."""
