@@ -16,6 +16,7 @@ from support.under_test import LIMIT
 
 import sockserve
 from sockserve.concurrency.forks import ForkDispatcher
+from sockserve.concurrency.prefork.crew import Crew
 from sockserve.concurrency.prefork.protocol import LEAVE
 from sockserve.concurrency.prefork.supervisor import Supervisor
 from sockserve.concurrency.prefork.worker_handle import WorkerHandle
@@ -95,7 +96,7 @@ PLACES = [
     (Supervisor, "_is_ready"),
     (Supervisor, "_has_begun"),
     (Supervisor, "_fill"),
-    (Supervisor, "_watch"),
+    (Crew, "watch"),
     (Loop, "call_later"),
 ]
 

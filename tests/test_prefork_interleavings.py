@@ -101,3 +101,15 @@ def test_what_a_supervisor_is_told_too_late_is_heard_by_its_next_run() -> None:
     with One(LOOPBACK, Idle) as server:
         server._serving_supervisor.stop()
         call_within(LIMIT, server.serve_forever)
+
+
+def test_a_supervisor_is_few_things() -> None:
+    """Its parts have names of their own: a dozen attributes at most, after all that it does."""
+    with One(LOOPBACK, Idle) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        assert server.wait_until_serving(LIMIT)
+        server.drain()
+        server.shutdown()
+        serving.join()
+        assert len(vars(server._serving_supervisor)) <= 12

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import signal
+import threading
 
 import pytest
+from support.handlers import handlers
+from support.log_watch import ExpectLog
 from support.prefork_program import Prefork
+from support.under_test import LIMIT
 from support.waiting import wait_until
 
-from sockserve.concurrency.prefork.places import BACK_OFF_FIRST, BACK_OFF_LAST, back_off
+import sockserve
+from sockserve.concurrency.prefork import places
+from sockserve.concurrency.prefork.places import BACK_OFF_FIRST, BACK_OFF_LAST, GIVE_UP_AFTER, back_off
+from sockserve.concurrency.prefork.supervisor import Supervisor
 
 SELF = "os.kill(os.getpid(), signal.{})"
 SOON = "def service_actions(self): "
@@ -41,6 +50,30 @@ def test_early_ends_in_a_row_are_told_with_pauses_that_grow(cause: str) -> None:
         assert server.program.process.poll() is None
         server.send(signal.SIGTERM)
         assert server.status() == 0
+
+
+@pytest.mark.parametrize("verb", ["setup_worker", "service_actions"])
+def test_workers_that_stop_by_themselves_are_no_crash_loop(
+    monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog, verb: str
+) -> None:
+    """However often, before or after they are ready: what ends in order may have been told to, and has not failed."""
+    told = expect_log(logging.WARNING, "stopped by itself; that is early end number")
+    monkeypatch.setattr(places, "BACK_OFF_FIRST", 0.005)
+    monkeypatch.setattr(places, "BACK_OFF_LAST", 0.005)
+
+    class Stops(sockserve.PreForkMixIn, sockserve.TCPServer):
+        processes = 1
+
+    setattr(Stops, verb, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with Stops(("127.0.0.1", 0), handlers(sockserve).Echo) as server:
+        supervisor: Supervisor = server._serving_supervisor
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        wait_until(lambda: supervisor._storms._in_a_row.get(0, 0) > GIVE_UP_AFTER + 1)
+        assert supervisor._places.failures == 0
+        server.shutdown(LIMIT)
+        serving.join()
+    told.wait()
 
 
 def test_a_storm_at_one_place_does_not_delay_another() -> None:

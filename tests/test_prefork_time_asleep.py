@@ -12,8 +12,9 @@ from support.prefork_program import Prefork
 from support.waiting import stop_process
 
 from sockserve.concurrency.prefork import time_asleep
+from sockserve.concurrency.prefork.crew import Crew
 from sockserve.concurrency.prefork.ending import Ending
-from sockserve.concurrency.prefork.hang_detection import Pulse
+from sockserve.concurrency.prefork.hang_detection import HangDetector
 from sockserve.concurrency.prefork.protocol import BEAT, LEAVE, Orders
 from sockserve.concurrency.prefork.time_asleep import LATE, TimeAsleep
 from sockserve.concurrency.prefork.worker_handle import WorkerHandle
@@ -82,16 +83,17 @@ def test_time_asleep_is_no_part_of_a_drain() -> None:
     worker.child = types.SimpleNamespace(pid=1)  # type: ignore[assignment]
     settings: Any = types.SimpleNamespace(worker_timeout=8.0)
     service: Any = None
-    pulse = Pulse("server", service, settings, {1: worker}, print)
+    crew = Crew("server", service, settings, print)
+    crew.workers[1] = worker
     with worker.control, worker._theirs, Loop() as loop:
-        ending = Ending("server", [loop], pulse)
-        ending.press(worker, [(LEAVE, 10.0), (LEAVE, None)])
+        crew.loops.append(loop)
+        ending = Ending(crew, HangDetector(crew))
+        ending.escalate(worker, [(LEAVE, 10.0), (LEAVE, None)])
         timer = worker.timer
         assert timer is not None
         due = timer.when
         worker.page.numbers[BEAT] -= int(60e9)
-        ending.slept(worker, 60.0)
-        pulse.slept()
+        ending.slept(60.0)
         assert timer.callback is None
         assert worker.timer is not None
         assert worker.timer.when == pytest.approx(due + 60.0, abs=1.0)

@@ -10,7 +10,10 @@ import functools
 import time
 from collections.abc import Sequence
 
-from sockserve.concurrency.prefork.hang_detection import Pulse
+from sockserve.concurrency.prefork.crew import Crew
+from sockserve.concurrency.prefork.hang_detection import HangDetector
+from sockserve.concurrency.prefork.protocol import ACTIVE, CUTS
+from sockserve.concurrency.prefork.time_asleep import TimeAsleep
 from sockserve.concurrency.prefork.worker_handle import KILL, Step, WorkerHandle
 from sockserve.core.loop import Loop
 from sockserve.log import log
@@ -19,34 +22,50 @@ __all__ = ["Ending"]
 
 
 class Ending:
-    """The steps of those of a supervisor's workers that are to end, in its innermost loop."""
+    """The steps of those of a supervisor's workers that are to end. Used in the supervisor's thread alone."""
 
-    def __init__(self, name: object, loops: Sequence[Loop], pulse: Pulse) -> None:
-        self._name = name
-        self._loops = loops
-        self._pulse = pulse
+    def __init__(self, crew: Crew, hang_detector: HangDetector) -> None:
+        self.cut = 0
+        """How many requests were cut by the ends of workers so far."""
+        self._crew = crew
+        self._hang_detector = hang_detector
+        self._time_asleep = TimeAsleep(self.slept)
 
-    def press(self, worker: WorkerHandle, steps: Sequence[Step]) -> None:
+    def escalate(self, worker: WorkerHandle, steps: Sequence[Step]) -> None:
         """Make the first step now, and the others in time, unless it has ended by then."""
-        self.forget(worker)
+        self._forget(worker)
         (command, delay), *later = steps
         if command == KILL:
-            log.warning("%s: %s does not end; it is killed", self._name, worker)
+            log.warning("%s: %s does not end; it is killed", self._crew.name, worker)
         worker.tell(command)
-        self._pulse.expect_awake(worker)
+        self._hang_detector.expect_awake(worker)
         if delay is not None:
             worker.step_time = delay
-            worker.timer = self._loops[-1].call_later(delay, functools.partial(self.press, worker, later))
+            worker.timer = self._crew.loop.call_later(delay, functools.partial(self.escalate, worker, later))
 
-    def forget(self, worker: WorkerHandle) -> None:
-        """Make no further step."""
+    def has_ended(self, worker: WorkerHandle) -> None:
+        """Make no further step, and count what the worker still had in progress."""
+        self._forget(worker)
+        self.cut += max(worker.page.numbers[CUTS], worker.page.numbers[ACTIVE])
+
+    def _forget(self, worker: WorkerHandle) -> None:
         timer, worker.timer = worker.timer, None
         if timer is not None:
             timer.cancel()
 
-    def slept(self, worker: WorkerHandle, seconds: float) -> None:
-        """The next step comes later by that."""
-        timer = worker.timer
-        if timer is not None and timer.callback is not None:
-            worker.timer = self._loops[-1].call_later(timer.when + seconds - time.monotonic(), timer.callback)
-            timer.cancel()
+    def before_wait(self, loop: Loop) -> float | None:
+        """Seconds that the coming wait may last at most, so that sleep of this process shows; None: without limit."""
+        times = [worker.step_time for worker in self._crew.workers.values() if worker.timer is not None]
+        if self._hang_detector.is_looking():
+            times.append(self._crew.settings.worker_timeout or 0.0)
+        return self._time_asleep.before_wait(loop, min(times, default=None))
+
+    def slept(self, seconds: float) -> None:
+        """Let each next step come later by the seconds in which this process did not run."""
+        log.debug("%s: the supervisor itself did not run for %.1f seconds", self._crew.name, seconds)
+        self._hang_detector.slept()
+        for worker in self._crew.workers.values():
+            timer = worker.timer
+            if timer is not None and timer.callback is not None:
+                worker.timer = self._crew.loop.call_later(timer.when + seconds - time.monotonic(), timer.callback)
+                timer.cancel()

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 from sockserve.concurrency.child_process import Child, fork, ignore
+from sockserve.concurrency.prefork.outcomes import Stage
 from sockserve.concurrency.prefork.parent_process import ParentProcess
 from sockserve.concurrency.prefork.protocol import (
     CAUSE,
@@ -70,9 +71,7 @@ class WorkerHandle:
     """A process that serves."""
 
     child: Child
-    is_ready = False
-    is_settled = False
-    """Whether it has served for some time: what ends it then has nothing to do with its start."""
+    stage = Stage.STARTS
     wants_out = False
     """Whether it has asked for a successor."""
     is_leaving = False
@@ -105,6 +104,16 @@ class WorkerHandle:
 
     def __str__(self) -> str:
         return f"worker {self.place} (process {self.child.pid})"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it serves, or has served."""
+        return self.stage is not Stage.STARTS
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has served for some time: what ends it then has nothing to do with its start."""
+        return self.stage is Stage.SETTLED
 
     def start(
         self,
