@@ -106,7 +106,7 @@ def test_each_request_of_one_turn_is_a_beat(running: Running) -> None:
 def test_a_hung_worker_is_killed_though_no_request_can_be_ended(running: Running, expect_log: ExpectLog) -> None:
     """Stopped alone it does not hear that it shall free its loop."""
     expect_log(logging.ERROR, "hangs: its loop has not turned")
-    expect_log(logging.WARNING, "was killed by SIGKILL")
+    reported = expect_log(logging.WARNING, "was killed by SIGKILL")
     server = running(Threads(("127.0.0.1", 0), Talk))
     worker = the_worker_of(server)
     with connect(server, timeout=LIMIT) as client:
@@ -114,3 +114,5 @@ def test_a_hung_worker_is_killed_though_no_request_can_be_ended(running: Running
         client.recv(100)
         stop_process(worker.child.pid)
         assert client.recv(100) == b""
+    # After a shutdown its end would be no news.
+    reported.wait()

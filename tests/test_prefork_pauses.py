@@ -91,13 +91,15 @@ def test_a_worker_that_has_not_heard_of_a_pause_is_waited_for(running: Running) 
 def test_a_sleeping_worker_that_hangs_is_not_waited_for_for_ever(running: Running, expect_log: ExpectLog) -> None:
     """It was told to pause, and is killed when it does not; its successor begins with the pause."""
     expect_log(logging.ERROR, "hangs: its loop has not turned")
-    expect_log(logging.WARNING, "was killed by SIGKILL")
+    reported = expect_log(logging.WARNING, "was killed by SIGKILL")
     server = running(type("Server", (Two,), {"worker_timeout": 0.4})(LOOPBACK, handlers(sockserve).Echo))
     workers = workers_of(server)
     wait_until(lambda: all(worker.page.is_asleep() for worker in workers))
     stop_process(workers[1].child.pid)
     server.suspend()
     assert call_within(LIMIT, server.wait_idle)
+    # After a shutdown its end would be no news.
+    reported.wait()
 
 
 @every_model
