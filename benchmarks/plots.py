@@ -23,9 +23,12 @@ WORDS = {
     "per_minute": "wake-ups per minute while idle (less is better)",
 }
 
-INK, PAPER, GRID = "#1f2933", "#fffffe", "#d5dae0"
+WIDTH = 5.0
+"""Inches. Drawn for a phone: there the words are still large enough, and elsewhere the whole grows."""
+
+INK, PAPER = "#1f2933", "#fffffe"
 OUR, OTHER, STDLIB, FLOOR = "#0072b2", "#e69f00", "#cc79a7", "#8a8f94"
-DARK = {INK: "#e4e7eb", PAPER: "#131416", GRID: "#3a4048", OUR: "#56b4e9", FLOOR: "#a0a6ac"}
+DARK = {INK: "#e4e7eb", PAPER: "#131416", OUR: "#56b4e9", FLOOR: "#a0a6ac"}
 """What stands for a colour on a dark page; those that are not here look well on both."""
 
 KEY = {"sockserve": OUR, "socketserver": STDLIB, "other libraries": OTHER, "a C program": FLOOR}
@@ -72,10 +75,10 @@ def draw_glance(bars: Mapping[str, tuple[str, float]], directory: pathlib.Path) 
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     names = sorted(bars, key=lambda each: bars[each][1], reverse=True)
-    figure, axes = plt.subplots(figsize=(6.4, 0.7 + 0.34 * len(names)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.7 + 0.32 * len(names)), layout="constrained")
     drawn = axes.barh(names, [bars[name][1] for name in names], color=[_colour(bars[name][0]) for name in names])
     axes.bar_label(drawn, fmt=number, padding=4)
-    axes.set_xlim(0, 1.15 * max(value for _, value in bars.values()) or 1.0)
+    axes.set_xlim(0, 1.2 * max(value for _, value in bars.values()) or 1.0)
     axes.set_xlabel("µs of processor time (less is better)")
     for name, label in zip(names, axes.get_yticklabels(), strict=True):
         label.set_fontweight("bold" if bars[name][0] in OURS else "normal")
@@ -87,7 +90,7 @@ def _prepare(directory: pathlib.Path) -> None:
 
     matplotlib.use("svg")
     # Words stay words, a tenth of the size; and the same figures give the same file.
-    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "sockserve", "font.size": 11}
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "sockserve", "font.size": 10}
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     matplotlib.rcParams |= dict.fromkeys(inked, INK)
     matplotlib.rcParams |= {"axes.facecolor": PAPER, "figure.facecolor": PAPER, "savefig.facecolor": PAPER}
@@ -124,7 +127,7 @@ def _bars(
     apart = [name for name in values if BY_NAME[name].forks]
     names = sorted((name for name in values if name not in apart or len(apart) == len(values)), key=values.__getitem__)
     names.reverse()
-    figure, axes = plt.subplots(figsize=(7, 1.4 + 0.32 * len(names)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.4 + 0.3 * len(names)), layout="constrained")
     # From the lowest round to the highest.
     reach = (
         [max(0.0, values[name] - min(spans[name])) for name in names],
@@ -133,13 +136,13 @@ def _bars(
     colours = [_colour(name) for name in names]
     bars = axes.barh(names, [values[name] for name in names], xerr=reach, color=colours, ecolor=INK)
     axes.bar_label(bars, fmt=number, padding=4)
-    axes.set_xlim(0, 1.15 * max(max(spans[name]) for name in names) or 1.0)
+    axes.set_xlim(0, 1.2 * max(max(spans[name]) for name in names) or 1.0)
     axes.set_xlabel(WORDS[unit])
     beyond = ", ".join(f"{name} {number(values[name])}" for name in apart if name not in names)
     axes.set_title(f"{work}\n(beyond the scale: {beyond})" if beyond else work)
     shown = {words: colour for words, colour in KEY.items() if colour in colours}
     patches = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in shown.values()]
-    figure.legend(patches, list(shown), loc="outside lower center", ncols=len(shown))
+    figure.legend(patches, list(shown), loc="outside lower center", ncols=2 if len(shown) == 4 else len(shown))
     return _saved(figure, directory / f"{work}.svg")
 
 
@@ -157,7 +160,7 @@ def _curves(rounds: Rounds) -> dict[str, list[tuple[int, float]]]:
 def _lines(curves: Mapping[str, list[tuple[int, float]]], directory: pathlib.Path) -> pathlib.Path:
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    figure, axes = plt.subplots(figsize=(7, 5.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 5), layout="constrained")
     for name, points in curves.items():
         if len(points) > 1:
             colour, style, mark = LINES[name]
@@ -169,7 +172,7 @@ def _lines(curves: Mapping[str, list[tuple[int, float]]], directory: pathlib.Pat
     axes.set_ylim(bottom=0)
     axes.set_xlabel("kept connections")
     axes.set_ylabel(WORDS["cpu_us"])
-    figure.legend(loc="outside lower center", ncols=4)
+    figure.legend(loc="outside lower center", ncols=3)
     return _saved(figure, directory / "cost-against-connections.svg")
 
 
