@@ -22,7 +22,7 @@ ARGS ?=
 RESULTS ?= benchmarks/results/results.json
 ADDRESS ?= tcp://127.0.0.1:8000
 # program:Debian package; what the tests start as a user would
-PROGRAMS ?= chromium:chromium curl:curl dig:bind9-dnsutils logger:bsdutils nc:netcat-openbsd openssl:openssl \
+PROGRAMS ?= chromium:chromium curl:curl dig:bind9-dnsutils ip:iproute2 logger:bsdutils nc:netcat-openbsd openssl:openssl \
 	redis-benchmark:redis-tools redis-cli:redis-tools
 # gcc alone comes without the headers of the C library.
 BENCH_PROGRAMS := ab:apache2-utils cc:build-essential dnsperf:dnsperf redis-benchmark:redis-tools wrk:wrk
