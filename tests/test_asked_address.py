@@ -7,11 +7,17 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from support.serving import MODELS
 from support.under_test import LIMIT
 
+import sockserve
 from sockserve.net.asked_address import AskedReceiver, AskedSocket
+from sockserve.pytest_plugin import Running
+from sockserve.ready_made import server_class
+from sockserve.testing import connect
 
 
 @pytest.fixture(params=[(socket.AF_INET, ""), (socket.AF_INET6, "::")], ids=["IPv4", "IPv6"])
@@ -38,7 +44,7 @@ def test_a_connected_client_gets_its_answer(asked: str) -> None:
         client.connect((asked, server.getsockname()[1]))
         client.send(b"question")
         wait_for_datagram(server)
-        data, view, sender = receiver.receive(100)
+        (data, view), sender = receiver.receive(100)
         assert (data, view.asked_address, sender) == (b"question", asked, client.getsockname())
         assert view.sendto(b"answer", sender) == 6
         assert view.sendto(b"flags", 0, sender) == 5
@@ -56,7 +62,7 @@ def test_over_ipv6() -> None:
             client.connect(("::1", server.getsockname()[1]))
             client.send(b"question")
             wait_for_datagram(server)
-            _, view, sender = receiver.receive(100)
+            (_, view), sender = receiver.receive(100)
             assert view.asked_address == "::1"
             view.sendto(b"answer", sender)
             assert client.recv(100) == b"answer"
@@ -72,7 +78,7 @@ def test_ipv4_on_a_socket_for_both() -> None:
         client.connect(("127.1.2.3", server.getsockname()[1]))
         client.send(b"question")
         wait_for_datagram(server)
-        _, view, sender = receiver.receive(100)
+        (_, view), sender = receiver.receive(100)
         assert view.asked_address == "::ffff:127.1.2.3"
         view.sendto(b"answer", sender)
         assert client.recv(100) == b"answer"
@@ -85,7 +91,7 @@ def test_the_view_is_the_servers_socket_in_all_else(everywhere: socket.socket) -
     with socket.socket(everywhere.family, socket.SOCK_DGRAM) as client:
         client.sendto(b"question", (host, everywhere.getsockname()[1]))
         wait_for_datagram(everywhere)
-        _, view, _ = receiver.receive(100)
+        (_, view), _ = receiver.receive(100)
     assert isinstance(view, socket.socket)
     assert type(view) is AskedSocket
     assert view.fileno() == everywhere.fileno()
@@ -110,7 +116,7 @@ def test_it_never_waits_and_cuts_at_the_size(everywhere: socket.socket) -> None:
     with socket.socket(everywhere.family, socket.SOCK_DGRAM) as client:
         client.sendto(b"a long question", (host, everywhere.getsockname()[1]))
     wait_for_datagram(everywhere)
-    assert receiver.receive(6)[0] == b"a long"
+    assert receiver.receive(6)[0][0] == b"a long"
 
 
 def test_many_local_addresses_are_not_all_remembered() -> None:
@@ -123,7 +129,7 @@ def test_many_local_addresses_are_not_all_remembered() -> None:
             asked = f"127.1.{number // 250}.{number % 250}"
             client.sendto(b"?", (asked, port))
             wait_for_datagram(server)
-            assert receiver.receive(10)[1].asked_address == asked
+            assert receiver.receive(10)[0][1].asked_address == asked
             assert len(receiver._known) <= 256
 
 
@@ -141,7 +147,7 @@ def test_an_address_that_is_gone_is_an_error_of_the_answer() -> None:
         client.bind(("127.0.0.1", 0))
         client.sendto(b"?", ("127.0.0.1", server.getsockname()[1]))
         wait_for_datagram(server)
-        _, view, sender = receiver.receive(10)
+        (_, view), sender = receiver.receive(10)
         level, kind, _ = view.control[0]
         view.control = ((level, kind, bytes(4) + socket.inet_aton("192.0.2.1") + bytes(4)),)
         with pytest.raises(OSError, match=r"Invalid argument|unreachable") as caught:
@@ -162,7 +168,7 @@ def test_threads_may_receive_at_once() -> None:
         def receive() -> None:
             while True:
                 try:
-                    data, view, _ = receiver.receive(10)
+                    (data, view), _ = receiver.receive(10)
                 except BlockingIOError:
                     return
                 seen.append((data, view.asked_address))
@@ -173,3 +179,73 @@ def test_threads_may_receive_at_once() -> None:
         for thread in threads:
             thread.join()
     assert sorted(seen) == sorted((b"%d" % number, f"127.0.0.{number + 1}") for number in range(100))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_answers_from_the_asked_address(model: str, running: Running) -> None:
+    """With an unmodified handler; the client is connected, and so drops what comes from elsewhere."""
+    base = server_class(model, "udp")
+    asked = type(base.__name__, (base,), {"answer_from_asked": True})
+    server = running(asked(("", 0), Shout))
+    with socket.socket(type=socket.SOCK_DGRAM) as client:
+        client.settimeout(LIMIT)
+        client.connect(("127.5.6.7", server.server_address[1]))
+        client.send(b"hello")
+        assert client.recv(100) == b"HELLO"
+
+
+class Shout(sockserve.DatagramRequestHandler):
+    """Answers in capitals."""
+
+    def handle(self) -> None:
+        """Serve one datagram."""
+        self.wfile.write(self.packet.upper())
+
+
+def test_without_a_loop_and_with_a_time_out() -> None:
+    """handle_request() waits as before, whatever the time-out of the socket."""
+
+    class Server(sockserve.UDPServer):
+        answer_from_asked = True
+
+    with Server(("", 0), Shout) as server, socket.socket(type=socket.SOCK_DGRAM) as client:
+        server.socket.settimeout(LIMIT)
+        client.settimeout(LIMIT)
+        client.connect(("127.5.6.7", server.server_address[1]))
+        assert server._handle_request_noblock() is False
+        client.send(b"hello")
+        server.handle_request()
+        assert client.recv(100) == b"HELLO"
+        # Another socket in its place is asked for the address as well.
+        replacement = socket.socket(type=socket.SOCK_DGRAM)
+        replacement.bind(("", 0))
+        server.socket.close()
+        server.socket = replacement
+        client.connect(("127.5.6.8", replacement.getsockname()[1]))
+        client.send(b"again")
+        server.handle_request()
+        assert client.recv(100) == b"AGAIN"
+
+
+def test_what_fails_after_it_was_received_is_that_datagrams(running: Running) -> None:
+    """An override of get_request() that raises is reported with its request."""
+    reported = []
+
+    class Server(sockserve.UDPServer):
+        answer_from_asked = True
+
+        def get_request(self) -> Any:
+            (data, sock), address = super().get_request()
+            if data == b"bad":
+                raise ValueError
+            return (data, sock), address
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            reported.append((request[0], client_address))
+
+    server = running(Server(("127.0.0.1", 0), Shout))
+    with connect(server) as client:
+        client.send(b"bad")
+        client.send(b"good")
+        assert client.recv(100) == b"GOOD"
+        assert reported == [(b"bad", client.getsockname())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import queue
 import select
 import socket
 import subprocess
@@ -15,9 +16,11 @@ import pytest
 from support.programs import START_LIMIT, TESTS
 from support.under_test import LIMIT
 
+import sockserve
 from sockserve.errors import AddressError
 from sockserve.net.dropped import DropCounter
 from sockserve.net.multicast import Membership, join, parse_membership
+from sockserve.pytest_plugin import Running
 
 
 @pytest.mark.parametrize(
@@ -172,3 +175,37 @@ def test_the_counter_goes_on_where_the_kernels_begins_anew() -> None:
     sock = cast("Any", kernel)
     counter = DropCounter()
     assert [counter.read(sock) for _ in range(4)] == [5, 2**32 - 1, 2**32 + 3, 2**32 + 3]
+
+
+def test_a_server_joins_its_groups(running: Running) -> None:
+    """As class attribute; what is no group is an error before anything is bound."""
+
+    class News(sockserve.UDPServer):
+        multicast = (f"239.1.2.3%{INTERFACE}",)
+
+    class Heard(sockserve.BaseRequestHandler):
+        def handle(self) -> None:
+            heard.put(self.request[0])
+
+    heard: queue.Queue[bytes] = queue.Queue()
+    server = running(News(("", 0), Heard))
+    send("239.1.2.3", server.server_address[1], b"news")
+    assert heard.get(timeout=LIMIT) == b"news"
+
+    class Wrong(sockserve.UDPServer):
+        multicast = ("10.0.0.1",)
+
+    with pytest.raises(AddressError, match="no group"):
+        Wrong(("", 0), Heard)
+
+
+def test_a_server_says_what_was_dropped() -> None:
+    """Without a cost for each datagram."""
+    with sockserve.UDPServer(("127.0.0.1", 0), sockserve.BaseRequestHandler) as server:
+        assert server.dropped == 0
+        server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            for _ in range(50):
+                client.sendto(bytes(1000), server.server_address)
+        assert 0 < (server.dropped or 0) < 50
+    assert server.dropped is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from sockserve.core.accepting import drains
@@ -16,8 +17,11 @@ from sockserve.core.serving import finish_lingering, table_of
 from sockserve.core.type_parameters import TypeVar
 from sockserve.errors import DatagramTruncatedError
 from sockserve.net.address import with_zone
+from sockserve.net.asked_address import AskedReceiver
 from sockserve.net.closing import end_input, half_close
+from sockserve.net.dropped import DropCounter
 from sockserve.net.listen import apply_reuse, family_of, open_socket, unix_name
+from sockserve.net.multicast import join, parse_membership
 from sockserve.net.tls import defer_handshake, handshake, is_tls
 from sockserve.net.unix_path import bind_unix
 from sockserve.net.watched_socket import forget_taken, remembering
@@ -208,7 +212,8 @@ class TCPServer(BaseServer[StreamT, AddressT]):
 class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
     """Serves datagrams: a request is ``(data, socket)``, and a handler answers on that shared socket.
 
-    Class attributes that may be overridden, beside TCPServer's: ``max_packet_size``.
+    Class attributes that may be overridden, beside TCPServer's: ``max_packet_size``, ``answer_from_asked``,
+    ``multicast``.
     """
 
     __module__ = "sockserve"
@@ -221,6 +226,19 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
     max_packet_size: int = 65535
     """The largest datagram in bytes; a larger one is reported and not served. (UDP carries at most 65507, RFC 768.)"""
 
+    answer_from_asked: bool = False
+    """Whether answers come from the address that the client wrote to, on a host with several (IP_PKTINFO, ip(7)). Then
+    the socket of a request is a view of the server's, with ``asked_address``; ``get_request()`` raises OSError where
+    the system does not tell that address."""
+
+    multicast: Sequence[str] = ()
+    """Groups that ``server_bind()`` joins, as ``group[@source][%interface]``: "239.1.2.3%eth0". With any of them the
+    socket gets only what is sent to these or to the host itself. Of worker processes with ``allow_reuse_port`` one gets
+    what is sent to groups; without, they share it."""
+
+    _serving_asked: AskedReceiver | None = None
+    _serving_drops: DropCounter
+
     @drains
     def get_request(self) -> tuple[tuple[bytes, socket.socket], AddressT]:
         """Receive one datagram; raises BlockingIOError while a loop runs and none is there.
@@ -232,7 +250,10 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
         # One byte more than allowed, and the length itself tells whether the datagram was longer.
         client_address: Any
         intake = self._serving_state.intake
-        if intake is not None and intake.receive is not None:
+        if self.answer_from_asked:
+            # perf: 1.1 us a datagram more than the ways below.
+            (data, sock), client_address = self._serving_receive_asked(limit + 1)
+        elif intake is not None and intake.receive is not None:
             data, client_address = intake.receive(limit + 1)
         else:
             data, client_address = remembering(sock.recvfrom, of=sock)(limit + 1)
@@ -243,6 +264,35 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
         if client_address.__class__ is not tuple and _HAS_UNIX and self.address_family == socket.AF_UNIX:
             client_address = unix_name(client_address)
         return (data, sock), client_address
+
+    def _serving_receive_asked(self, size: int) -> tuple[tuple[bytes, socket.socket], Any]:
+        receiver = self._serving_asked
+        if receiver is None or receiver.sock is not self.socket:
+            receiver = self._serving_asked = AskedReceiver(self.socket)
+        received: tuple[tuple[bytes, socket.socket], Any] = remembering(receiver.receive)(size)
+        return received
+
+    @property
+    def dropped(self) -> int | None:
+        """How many datagrams the kernel has dropped since the start because the socket's buffer was full.
+
+        None where the system does not tell (Linux does), and after ``server_close()``. From any thread.
+        """
+        try:
+            counter = self._serving_drops
+        except AttributeError:
+            counter = vars(self).setdefault("_serving_drops", DropCounter())
+        return counter.read(self.socket)
+
+    def server_bind(self) -> None:
+        """As TCPServer's; then join the groups of ``multicast``. Raises OSError, and AddressError for a bad group."""
+        memberships = [parse_membership(each) for each in self.multicast]
+        if self.answer_from_asked:
+            # Before the first datagram: the kernel notes the address when one comes.
+            self._serving_asked = AskedReceiver(self.socket)
+        super().server_bind()
+        for each in memberships:
+            join(self.socket, each)
 
     def server_activate(self) -> None:
         """Nothing to do: a datagram socket does not listen."""

@@ -7,6 +7,8 @@ IPV6_RECVPKTINFO, RFC 3542), and takes it back with the answer.
 
 from __future__ import annotations
 
+import errno
+import select
 import socket
 import struct
 import sys
@@ -27,8 +29,8 @@ _IPV4 = struct.Struct("=I4s4s")
 _IPV6 = struct.Struct("=16sI")
 """struct in6_pktinfo: address of the header, interface."""
 
-_IPV6_GROUPS = 0xFF
-"""First byte of a multicast address, which is no source (RFC 4291, section 2.7)."""
+_IPV4_GROUPS, _IPV6_GROUPS = 224, 0xFF
+"""First byte of addresses that are no source: of groups, and in IPv4 above that (RFC 1112, RFC 4291 section 2.7)."""
 
 _MOST_KNOWN = 256
 """Local addresses for which the words to the kernel are kept: a host has few; with more of them all are made again."""
@@ -95,7 +97,7 @@ class AskedReceiver:
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+        self.sock = sock
         self._is_ipv6 = sock.family == socket.AF_INET6
         if self._is_ipv6 and _WANT_PKTINFO_OF_IPV6 is not None and _PKTINFO_OF_IPV6 is not None:
             sock.setsockopt(socket.IPPROTO_IPV6, _WANT_PKTINFO_OF_IPV6, 1)
@@ -108,33 +110,36 @@ class AskedReceiver:
         self._space = socket.CMSG_SPACE(size)
         self._known: dict[bytes, tuple[tuple[tuple[int, int, bytes], ...], str | None]] = {}
 
-    def receive(self, size: int) -> tuple[bytes, AskedSocket, Any]:
-        """The datagram, cut at ``size`` bytes, the socket to answer on, and the sender; raises BlockingIOError if none.
+    def receive(self, size: int) -> tuple[tuple[bytes, AskedSocket], Any]:
+        """Return the datagram, cut at ``size`` bytes, with the socket to answer on, and the sender.
 
-        Never waits.
+        Raises BlockingIOError if there is none; never waits.
         """
-        data, ancillary, _flags, sender = self._sock.recvmsg(size, self._space, _DONT_WAIT)
+        if self.sock.gettimeout() and not select.select([self.sock], [], [], 0)[0]:
+            # One with a time-out waits so long, whatever the flags say: sock_call_ex() of CPython's socketmodule.c.
+            raise BlockingIOError(errno.EAGAIN, "no datagram")
+        data, ancillary, _flags, sender = self.sock.recvmsg(size, self._space, _DONT_WAIT)
         view: AskedSocket = _new(AskedSocket)
-        view.server_socket = self._sock
+        view.server_socket = self.sock
         view.control, view.asked_address = (), None
         for level, kind, info in ancillary:
             if (level, kind) == self._wanted:
                 view.control, view.asked_address = self._known.get(info) or self._learn(info)
-        return data, view, sender
+        return (data, view), sender
 
     def _learn(self, info: bytes) -> tuple[tuple[tuple[int, int, bytes], ...], str | None]:
         # The interface is left out: the answer takes the route that the host's tables say, as any other packet.
         if self._is_ipv6:
             local, _interface = _IPV6.unpack(info)
-            words, family = _IPV6.pack(local, 0), socket.AF_INET6
+            words, family, is_group = _IPV6.pack(local, 0), socket.AF_INET6, local[0] == _IPV6_GROUPS
         else:
-            # The local address and not the header's, which may be a group or a broadcast address.
-            _interface, local, _header = _IPV4.unpack(info)
-            words, family = _IPV4.pack(0, local, bytes(4)), socket.AF_INET
-        known: tuple[tuple[tuple[int, int, bytes], ...], str | None]
-        if self._is_ipv6 and local[0] == _IPV6_GROUPS:
-            known = (), None
-        else:
+            # Not the header's address, which may be a group or a broadcast address, unless the local one is 0.0.0.0, as
+            # for what came before the option was set.
+            _interface, local, header = _IPV4.unpack(info)
+            local = local if any(local) else header
+            words, family, is_group = _IPV4.pack(0, local, bytes(4)), socket.AF_INET, local[0] >= _IPV4_GROUPS
+        known: tuple[tuple[tuple[int, int, bytes], ...], str | None] = ((), None)
+        if not is_group:
             known = ((*self._wanted, words),), socket.inet_ntop(family, local)
         if len(self._known) >= _MOST_KNOWN:
             self._known = {}
