@@ -6,7 +6,6 @@ import argparse
 import functools
 import importlib
 import logging
-import math
 import os
 import re
 import select
@@ -14,23 +13,20 @@ import shlex
 import socket
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from sockserve.errors import AddressError, SockserveError
 from sockserve.log import log
 from sockserve.net.address import ACCEPTED_FORMS, format_address, parse_address
-from sockserve.ready_made import MODELS
 from sockserve.run.echo import Echo
 from sockserve.run.loading import load_handler
 from sockserve.run.opening import AnyServer
+from sockserve.run.options import OPTIONS, Option, misfit
 from sockserve.run.serve import serve
-from sockserve.seconds import limit_of
 
 __all__ = ["main", "read_arguments"]
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
-LARGEST = 2**31 - 1
-"""What listen(2) takes: a C int."""
-
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what a server has that was bound to every interface
 FREE_PORT = "tcp://127.0.0.1:0"
 
@@ -67,14 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         serve(
             options.name or options.handler,
             *options.addresses,
-            model=options.model,
-            max_children=options.max_children,
-            max_workers=options.max_workers,
-            processes=options.processes,
-            max_requests=options.max_requests,
-            worker_timeout=options.worker_timeout,
-            backlog=options.backlog,
-            drain_timeout=options.drain_timeout,
+            **{option.name: getattr(options, option.name) for option in OPTIONS},
             ready=functools.partial(_tell, options.handler),
         )
     except (SockserveError, OSError) as error:
@@ -102,63 +91,22 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"sockserve {version}")
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--model", choices=MODELS, default="thread", help="what a handler runs in (default: %(default)s, one for each)"
-    )
-    parser.add_argument(
-        "--backlog",
-        metavar="N",
-        type=functools.partial(_whole_number, 0),
-        help="connections that wait in the kernel while nobody accepts (default: as many as the system allows)",
-    )
-    parser.add_argument(
-        "--drain-timeout",
-        metavar="S",
-        type=_seconds,
-        default=30.0,
-        help="seconds that requests in progress get to end (default: 30; inf: no limit)",
-    )
-    parser.add_argument(
-        "--max-children",
-        metavar="N",
-        type=functools.partial(_whole_number, 1),
-        help="with --model fork, how many serve at once",
-    )
-    parser.add_argument(
-        "--max-workers",
-        metavar="N",
-        type=functools.partial(_whole_number, 1),
-        help="with --model pool, how many threads serve at most",
-    )
-    parser.add_argument(
-        "--processes",
-        metavar="N",
-        type=functools.partial(_whole_number, 1),
-        help="worker processes, each of which serves by the model (default: none, this process serves)",
-    )
-    parser.add_argument(
-        "--max-requests",
-        metavar="N",
-        type=functools.partial(_whole_number, 1),
-        help="with --processes, after about how many requests a worker is replaced",
-    )
-    parser.add_argument(
-        "--worker-timeout",
-        metavar="S",
-        type=_positive_seconds,
-        default=60.0,
-        help="with --processes, seconds after which a worker that stands still is replaced (default: 60; inf: never)",
-    )
+    for option in OPTIONS:
+        kind = option.kind
+        parser.add_argument(
+            option.flag,
+            metavar=kind.metavar,
+            choices=kind.choices,
+            type=functools.partial(_read, option),
+            default=option.default,
+            help=option.help,
+        )
     parser.add_argument("--log-level", choices=LEVELS, type=str.lower, default="warning", help="(default: %(default)s)")
     options = parser.parse_intermixed_args(argv)
-    if options.max_children is not None and options.model != "fork":
-        parser.error("--max-children is for --model fork")
-    if options.max_workers is not None and options.model != "pool":
-        parser.error("--max-workers is for --model pool")
-    if options.max_requests is not None and options.processes is None:
-        parser.error("--max-requests is for --processes")
-    if options.processes is not None and options.model == "fork":
-        parser.error("--processes is for the other models: --model fork has a process for each request")
+    found = misfit(vars(options))
+    if found is not None:
+        option, purpose = found
+        parser.error(f"{option.flag} is for {purpose.of_command}")
     try:
         options.name, options.addresses = _read_words(options.words)
         options.handler = Echo if options.name is None else load_handler(options.name)
@@ -167,28 +115,12 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _whole_number(least: int, text: str) -> int:
-    number = int(text) if text.isdecimal() else -1
-    if not least <= number <= LARGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {LARGEST}")
-    return number
-
-
-def _seconds(text: str) -> float | None:
+def _read(option: Option, text: str) -> Any:
     try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not seconds >= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time in seconds")
-    return limit_of(seconds)
-
-
-def _positive_seconds(text: str) -> float | None:
-    seconds = _seconds(text)
-    if seconds == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time at all; inf: no limit")
-    return seconds
+        return option.kind.read(text)
+    except ValueError as error:
+        # argparse would tell the text alone of this one.
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _read_words(words: Sequence[str]) -> tuple[str | None, Sequence[str]]:

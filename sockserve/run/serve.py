@@ -18,10 +18,10 @@ from sockserve.log import counted, log
 from sockserve.net.address import format_address
 from sockserve.run.loading import load_handler
 from sockserve.run.opening import AnyServer, open_servers
+from sockserve.run.options import check, server_attributes
 from sockserve.run.orphans import leave_orphans_to_a_parent
 from sockserve.run.signals import answering_for_processes, handling, noting_sigterm
 from sockserve.run.stopping import Stop, time_limit
-from sockserve.seconds import limit_of
 
 if hasattr(os, "fork"):
     from sockserve.run.processes import Processes, serve_in_processes
@@ -88,10 +88,11 @@ def serve(
     ListenerLostError when a listening socket fails later, once the requests in progress have ended; CrashLoopError when
     workers end as soon as they begin, again and again.
     """
-    _check(addresses, model, max_children, max_workers, drain_timeout)
-    _check_processes(processes, model, max_requests, worker_timeout)
+    given = locals()
+    if not addresses:
+        raise TypeError("serve() needs an address")
+    values = check(given)
     leave_orphans_to_a_parent()
-    drain_timeout, worker_timeout = limit_of(drain_timeout), limit_of(worker_timeout)
     name = handler if isinstance(handler, str) else None
     factory = load_handler(handler) if isinstance(handler, str) else handler
     others = tuple(observers)
@@ -101,14 +102,11 @@ def serve(
         "daemon_threads": True,
         # When they are closed their requests have had all the time there is.
         "drain_timeout": 0.0,
-        "request_queue_size": backlog,
-        "max_children": max_children,
-        "max_workers": max_workers,
+        **server_attributes(values),
     }
-    given = {name: value for name, value in settings.items() if value is not None}
     with Deferral() as signals, contextlib.ExitStack() as last_first:
         early = last_first.enter_context(noting_sigterm(noted=handles_signals))
-        servers = open_servers(factory, addresses, model, given, signals)
+        servers = open_servers(factory, addresses, model, settings, signals)
         for server in servers:
             last_first.callback(server.server_close)
         for server in servers:
@@ -118,7 +116,7 @@ def serve(
             counters = _serve_here(
                 servers,
                 model,
-                drain_timeout,
+                values["drain_timeout"],
                 others,
                 tell,
                 signals=signals,
@@ -126,8 +124,8 @@ def serve(
                 handles_signals=handles_signals,
             )
         else:
-            # _check_processes() has seen that there is fork.
-            limits = Processes(processes, max_requests, worker_timeout, drain_timeout)  # pyright: ignore[reportPossiblyUnboundVariable]
+            # The table has seen that there is fork.
+            limits = Processes(processes, max_requests, values["worker_timeout"], values["drain_timeout"])  # pyright: ignore[reportPossiblyUnboundVariable]
             run = serve_in_processes  # pyright: ignore[reportPossiblyUnboundVariable]
             counters = run(
                 servers, name, limits, others, tell, signals=signals, early=early, handles_signals=handles_signals
@@ -185,38 +183,3 @@ def _serve_here(
 
 def _tell_nobody(_: tuple[AnyServer, ...]) -> None:
     """Nobody asked to be told."""
-
-
-def _check(
-    addresses: tuple[str, ...],
-    model: str,
-    max_children: int | None,
-    max_workers: int | None,
-    drain_timeout: float | None,
-) -> None:
-    if not addresses:
-        raise TypeError("serve() needs an address")
-    if max_children is not None and model != "fork":
-        raise ValueError(f"max_children limits child processes, and the model {model!r} has none")
-    if max_workers is not None and model != "pool":
-        raise ValueError(f"max_workers limits a pool's threads, and the model {model!r} has none")
-    if max_workers is not None and max_workers < 1:
-        raise ValueError(f"max_workers must be at least 1: {max_workers!r}")
-    if drain_timeout is not None and not drain_timeout >= 0:
-        raise ValueError(f"drain_timeout must be 0 or more seconds, or None: {drain_timeout!r}")
-
-
-def _check_processes(processes: int | None, model: str, max_requests: int | None, worker_timeout: float | None) -> None:
-    if processes is None:
-        if max_requests is not None:
-            raise ValueError("max_requests is for worker processes, and there are none without processes")
-        return
-    if not hasattr(os, "fork"):
-        raise ValueError("processes need fork(2), which this platform lacks")
-    if model == "fork":
-        raise ValueError("processes are for the other models: with 'fork' each request has a process of its own")
-    for number in (processes, max_requests):
-        if number is not None and number < 1:
-            raise ValueError(f"a number of processes or requests must be at least 1: {number!r}")
-    if worker_timeout is not None and not worker_timeout > 0:
-        raise ValueError(f"worker_timeout must be positive, or None: {worker_timeout!r}")
