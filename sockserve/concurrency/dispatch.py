@@ -38,7 +38,11 @@ __all__ = ["Dispatcher", "DispatchingMixIn", "WaitingForWorkersMixIn"]
 
 
 class Dispatcher(Protocol):
-    """Runs requests somewhere. Four verbs; ``attach`` and the two after it concern a loop that waits meanwhile."""
+    """Runs requests somewhere. Subclass it: ``dispatch()`` and ``close()`` are needed, the rest does nothing here.
+
+    ``dispatch()`` is called in the thread that takes requests, ``close()`` in the thread that closes the server, all
+    else in the thread of the loop that serves.
+    """
 
     def dispatch(self, serve: Callable[[], str], release: Callable[[], None]) -> object:
         """Run ``serve()`` somewhere, which says what became of the request; return the worker.
@@ -50,10 +54,11 @@ class Dispatcher(Protocol):
 
     def reap(self) -> None:
         """Forget finished workers. Called once per turn of the loop."""
+        return
 
     def full(self) -> bool:
-        """Whether no request can be taken now: the loop does not accept then."""
-        ...
+        """Whether no request can be taken now: the loop does not accept then. False here."""
+        return False
 
     def close(self, timeout: float | None) -> bool:
         """Wait at most ``timeout`` seconds (None: without limit) for the workers; say whether all are done."""
@@ -61,13 +66,15 @@ class Dispatcher(Protocol):
 
     def attach(self, loop: Loop) -> None:
         """A loop begins to serve: wake it when ``reap()`` has something to do."""
+        return
 
     def detach(self) -> None:
         """The loop ends."""
+        return
 
     def must_poll(self) -> float | None:
-        """After how many seconds ``reap()`` must be called because nothing will wake the loop; None: never."""
-        ...
+        """After how many seconds ``reap()`` must be called because nothing will wake the loop; None, as here: never."""
+        return None
 
 
 Dispatcher.__module__ = "sockserve"

@@ -54,7 +54,7 @@ what a handler's own ``os._exit()`` may mean."""
 EXIT_STATUS: dict[str, int] = {outcome: status for status, outcome in _OUTCOME.items()}
 
 
-class ForkDispatcher:
+class ForkDispatcher(Dispatcher):
     """Runs each request in a child process of its own."""
 
     def __init__(self, max_children: Callable[[], int]) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.core.active_requests import LiveRequest
-from sockserve.core.loop import Loop
 from sockserve.core.request_life import close
 
 __all__ = ["NoThreads", "ThreadDispatcher", "ThreadingMixIn", "WorkerThreads", "interpreter_ends"]
@@ -109,7 +108,7 @@ class _Work:
             self._threads.finished(threading.current_thread())
 
 
-class ThreadDispatcher:
+class ThreadDispatcher(Dispatcher):
     """Runs each request in a thread of its own."""
 
     def __init__(
@@ -150,23 +149,11 @@ class ThreadDispatcher:
     def reap(self) -> None:
         self.threads.reap()
 
-    def full(self) -> bool:
-        return False
-
     def close(self, timeout: float | None) -> bool:
         has_ended = self.threads.join(timeout)
         if has_ended and self.holder is not None:
             self.holder.join()
         return has_ended
-
-    def attach(self, loop: Loop) -> None:
-        pass
-
-    def detach(self) -> None:
-        pass
-
-    def must_poll(self) -> float | None:
-        return None
 
 
 class ThreadingMixIn(DispatchingMixIn):

@@ -20,7 +20,8 @@ from sockserve.core.back_off import BackOff
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import Events
 from sockserve.core.intake import Intake
-from sockserve.core.loop import Loop
+from sockserve.core.lifecycle import Stay
+from sockserve.core.loop import Loop, Source
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import serves_at_once, take, take_again
 from sockserve.core.serving import LoopsDispatcher, events_of, serving_of, stay_begins, stay_ends, table_of
@@ -42,7 +43,7 @@ get their turn. A stop does not wait for the end of a batch."""
 
 def drains(get_request: Hook) -> Hook:
     """Mark a ``get_request`` that raises BlockingIOError instead of waiting: the loop may call it repeatedly."""
-    get_request.__dict__["drains"] = True
+    get_request.__dict__["never_waits"] = True
     return get_request
 
 
@@ -52,7 +53,7 @@ def needs_no_poll(service_actions: Hook) -> Hook:
     return service_actions
 
 
-class Acceptor:
+class Acceptor(Source, Stay):
     """Takes requests for one server while a loop runs. Made by ``server.attach(loop)``."""
 
     def __init__(
@@ -91,7 +92,7 @@ class Acceptor:
         self._looks_again = False
         self._dispatcher: LoopsDispatcher | None = None
         self.listener: Any = getattr(server, "socket", None)
-        self._takes_ours = getattr(server.get_request, "drains", False)
+        self._takes_ours = getattr(server.get_request, "never_waits", False)
         self.intake = Intake(self.listener, remembers=not self._takes_ours)
         self._fd = -1
         self._fileno: Callable[[], int] = server.fileno
@@ -192,7 +193,10 @@ class Acceptor:
             self.leave()
 
     def look_again(self) -> None:
-        """See whether somebody waits for whom another process was woken. From any thread."""
+        """Watch the listener anew in the next turn. From any thread.
+
+        The wake-up for a queued connection may have gone to another process (EPOLLEXCLUSIVE).
+        """
         self._looks_again = True
         self.loop.wake()
 

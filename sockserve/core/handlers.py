@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import socket
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast
 
 from sockserve.core.active_requests import ActiveRequests
@@ -15,6 +14,7 @@ from sockserve.core.type_parameters import TypeVar, filled_up
 from sockserve.log import log
 from sockserve.net.departure import cannot_be_answered
 from sockserve.net.tls import is_tls, recv_beneath
+from sockserve.net.waiting_socket import WaitingSocket
 from sockserve.seconds import socket_limit_of
 
 __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler"]
@@ -285,6 +285,6 @@ def _wait_for_input(connection: socket.socket) -> bool:
     if is_tls(connection):
         # Whether what comes is a record or the end.
         return bool(recv_beneath(connection, 1, socket.MSG_PEEK))
-    # A cooperative socket may have been told.
-    wait: Callable[[socket.socket], bool] | None = getattr(type(connection), "wait_for_input", None)
-    return bool(connection.recv(1, socket.MSG_PEEK)) if wait is None else wait(connection)
+    if isinstance(connection, WaitingSocket):
+        return connection.wait_for_input()
+    return bool(connection.recv(1, socket.MSG_PEEK))

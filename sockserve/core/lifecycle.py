@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from sockserve.core.active_requests import ActiveRequests, LiveRequest
 from sockserve.core.forked import tell_when_forked
@@ -42,8 +42,8 @@ class Drained(NamedTuple):
 Drained.__module__ = "sockserve"
 
 
-class Stay(Protocol):
-    """A server's stay in a loop."""
+class Stay:
+    """A server's stay in a loop, as its lifecycle knows it. Subclass it."""
 
     loop: Loop
     stop_requested: bool
@@ -52,7 +52,20 @@ class Stay(Protocol):
 
     def has_paused(self) -> bool:
         """Whether no request is being taken, nor about to be."""
-        ...
+        raise NotImplementedError
+
+    def look_again(self) -> None:
+        """Look whether a client waits whose wake-up went to another process (EPOLLEXCLUSIVE). From any thread.
+
+        Does nothing here.
+        """
+
+    def retire(self, say_paused: Callable[[], object]) -> bool:
+        """Take no new client, and leave when the last one has gone; false: nothing of a client is kept in this loop.
+
+        ``say_paused`` is called as soon as no client can be taken any more; never if false. From any thread.
+        """
+        return False
 
     def listener_closes(self) -> None:
         """``server_close()`` is about to close the listener. From any thread."""

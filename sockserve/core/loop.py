@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol, Self
+from typing import Self
 
 from sockserve.core.deferral import Deferral
 from sockserve.core.forked import tell_when_forked
@@ -34,23 +34,27 @@ LONGEST_DEAFNESS = 0.05
 look before each wait would cost every turn a system call."""
 
 
-class Source(Protocol):
-    """What a loop hosts: it is asked before each wait, and told after each turn."""
+class Source:
+    """What a loop hosts: it is asked before each wait, and told after each turn. Subclass it.
+
+    Everything is called in the thread that runs the loop; ``abandon()`` also in a forked child.
+    """
 
     max_wait: float | None
-    """The longest wait in seconds that it can bear; None: any."""
+    """The longest wait in seconds that it can bear; None: any. Read before each wait."""
 
     def before_wait(self) -> None:
-        """Watch or unwatch what the coming wait shall be about."""
+        """Watch or unwatch what the coming wait shall be about. Does nothing here."""
 
     def after_turn(self) -> None:
-        """Do what is due once per turn, time-outs included."""
+        """Do what is due once per turn. Does nothing here."""
 
     def leave(self) -> None:
-        """Let go of the loop, which ends."""
+        """Call ``Loop.remove()``: the loop ends."""
+        raise NotImplementedError
 
     def abandon(self) -> None:
-        """Close this process's copy of what it watches."""
+        """Close this process's copies of what it watches. Does nothing here."""
 
 
 class Loop:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sockserve.errors import HandshakeError
+from sockserve.net.waiting_socket import WaitingSocket
 from sockserve.seconds import limit_of, socket_limit_of
 
 if TYPE_CHECKING:
@@ -126,15 +127,14 @@ def close_notify(sock: ssl.SSLSocket, timeout: float, peer_stalls: Callable[[boo
 
 def recv_beneath(sock: ssl.SSLSocket, size: int, flags: int = 0) -> bytes:
     """Return what ``recv()`` of the socket beneath TLS returns: encrypted records. Raises what that raises."""
-    # The socket of a greenlet lets other greenlets run meanwhile.
-    receive: Callable[[ssl.SSLSocket, int, int], bytes] = getattr(type(sock), "recv_beneath", socket.socket.recv)
-    return receive(sock, size, flags)
+    if isinstance(sock, WaitingSocket):
+        return sock.recv_beneath(size, flags)
+    return socket.socket.recv(sock, size, flags)
 
 
 def _wait_writable(sock: socket.socket, timeout: float) -> bool:
-    wait: Callable[[float], bool] | None = getattr(sock, "wait_writable", None)
-    if wait is not None:
-        return wait(timeout)
+    if isinstance(sock, WaitingSocket):
+        return sock.wait_writable(timeout)
     if not hasattr(select, "poll"):
         return bool(select.select([], [sock], [], max(0.0, timeout))[1])
     poll = select.poll()

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
-from sockserve.concurrency.prefork.mix_in import Stay, handling_signals
+from sockserve.concurrency.prefork.mix_in import SupervisorStay, handling_signals
 from sockserve.concurrency.prefork.supervisor import Supervisor
 from sockserve.concurrency.prefork.worker_commands import Duties
 from sockserve.concurrency.prefork.worker_handle import drain_within
@@ -158,7 +158,7 @@ def serve_in_processes(
     return supervisor.counters
 
 
-def _are_stopped(stays: Sequence[Stay]) -> bool:
+def _are_stopped(stays: Sequence[SupervisorStay]) -> bool:
     """Whether all are to stop. Until then ``shutdown()`` of one returns at once, and its address is still served."""
     if all(stay.stop_requested for stay in stays):
         return True
@@ -169,9 +169,9 @@ def _are_stopped(stays: Sequence[Stay]) -> bool:
 
 
 @contextlib.contextmanager
-def _staying(server: AnyServer, loop: Loop) -> Generator[Stay]:
+def _staying(server: AnyServer, loop: Loop) -> Generator[SupervisorStay]:
     lifecycle = serving_of(server).lifecycle
-    stay = Stay(loop)
+    stay = SupervisorStay(loop)
     if not lifecycle.begin(stay):
         raise AlreadyServingError(f"{server} is already being served by another serve_forever()")
     lifecycle.serving.set()

@@ -21,7 +21,7 @@ from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.core.active_requests import ActiveRequests, LiveRequest
 from sockserve.core.events import Observer
 from sockserve.core.lifecycle import CUT_GRACE, CutShort
-from sockserve.core.loop import Loop
+from sockserve.core.loop import Loop, Source
 from sockserve.core.one_shot import OneShot
 from sockserve.core.replaced import reach
 from sockserve.core.request_life import cut_others, drain_one
@@ -121,7 +121,7 @@ class Stop(Observer):
             raise
 
 
-class Draining:
+class Draining(Source):
     """Keeps the loop running without its servers, as long as there is something to wait for."""
 
     def __init__(
@@ -167,9 +167,6 @@ class Draining:
         for dispatcher in self._dispatchers:
             dispatcher.detach()
         self._loop.remove(self)
-
-    def abandon(self) -> None:
-        """Nothing to close."""
 
     def _changed(self, table: ActiveRequests) -> None:
         self._unheard.append(table)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sockserve.core.loop import Loop
+from sockserve.core.loop import Loop, Source
 from sockserve.core.one_shot import OneShot
 
 __all__ = ["Errand"]
 
 
-class Errand:
+class Errand(Source):
     """A source of a loop that leaves it once ``change`` is set."""
 
     max_wait: float | None = None
@@ -24,12 +24,6 @@ class Errand:
         if self._change.is_set():
             self.leave()
 
-    def after_turn(self) -> None:
-        """Nothing is due."""
-
     def leave(self) -> None:
         """Let the loop end."""
         self._loop.remove(self)
-
-    def abandon(self) -> None:
-        """Nothing to close."""

@@ -33,7 +33,7 @@ NO_GREENLETS = {"ThreadingMixIn", "ForkingMixIn", "ThreadPoolMixIn"}
 """Mix-ins that also decide where a handler runs."""
 
 
-class GreenletDispatcher:
+class GreenletDispatcher(Dispatcher):
     """Runs each request in a greenlet of the loop's thread."""
 
     def __init__(self, watch: Callable[[Loop], Watchdog | None] = lambda _: None) -> None:
@@ -71,12 +71,6 @@ class GreenletDispatcher:
         self.hub.lets_rest = True
         self.hub.reserve()
 
-    def reap(self) -> None:
-        pass
-
-    def full(self) -> bool:
-        return False
-
     def close(self, timeout: float | None) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
         for hub in (self.hub, *self._left_behind):
@@ -106,9 +100,6 @@ class GreenletDispatcher:
             self.hub.unreserve()
         if self._watchdog is not None:
             self._watchdog.stop()
-
-    def must_poll(self) -> float | None:
-        return None
 
 
 class GreenletMixIn(DispatchingMixIn):

@@ -15,6 +15,7 @@ from typing import Any
 
 from sockserve.concurrency.cooperative.channel import FEW, INPUT, Channel
 from sockserve.concurrency.cooperative.request_greenlet import getcurrent, sleep
+from sockserve.net.waiting_socket import WaitingSocket
 
 __all__ = ["CooperativeMethods", "CooperativeSocket"]
 
@@ -39,7 +40,7 @@ BUSY_LISTENER = 0.01
 """Seconds until the next try to connect to a Unix socket whose backlog is full (EAGAIN): no event tells of room."""
 
 
-class CooperativeMethods(socket.socket):
+class CooperativeMethods(WaitingSocket):
     """The methods of a cooperative socket, with TLS or without.
 
     It has no slot for the channel: an ``ssl.SSLSocket`` can only take a ``__class__`` of the same memory layout.

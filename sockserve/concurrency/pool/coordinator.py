@@ -285,7 +285,7 @@ class Coordinator(Acceptor):
 
     # leaving
 
-    def retire(self, say_paused: Callable[[], object]) -> None:
+    def retire(self, say_paused: Callable[[], object]) -> bool:
         """Take no new client, and leave when the last one has gone, a parked one too. From any thread.
 
         ``say_paused`` is called as soon as nobody can be taken any more.
@@ -294,6 +294,7 @@ class Coordinator(Acceptor):
         self.lifecycle.draining = self.lifecycle.suspended = True
         self._retires = True
         self.loop.wake()
+        return True
 
     def _leave_after_the_last(self) -> None:
         if not self._hears_end:

@@ -28,7 +28,7 @@ from sockserve.concurrency.prefork.worker_main import obey, wait_for_requests
 from sockserve.core.base_order import refuse_wrong_order
 from sockserve.core.deferral import Deferral, get_handler
 from sockserve.core.events import LogObserver
-from sockserve.core.lifecycle import Drained
+from sockserve.core.lifecycle import Drained, Stay
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.serving import Served, ServedInLoop, begin_anew, stay_begins, stay_ends
@@ -46,7 +46,7 @@ IDLE_POLL = 0.05
 workers that have only to pause, and at last."""
 
 
-class Stay:
+class SupervisorStay(Stay):
     """The supervisor's stay in a loop, as a server's ``Lifecycle`` knows it."""
 
     def __init__(self, loop: Loop) -> None:
@@ -137,7 +137,7 @@ class PreForkMixIn(Served):
         supervisor = self._serving_supervisor
         with Deferral() as signals, Loop() as loop:
             loop.thread = threading.get_ident()
-            stay = Stay(loop)
+            stay = SupervisorStay(loop)
             if not lifecycle.begin(stay):
                 raise AlreadyServingError(f"{self} is already being served by another serve_forever()")
             stay_begins(self)

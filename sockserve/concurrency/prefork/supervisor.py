@@ -39,7 +39,7 @@ from sockserve.concurrency.prefork.worker_handle import Step, WorkerHandle, drai
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import Counters
 from sockserve.core.frugal_loop import host_somehow
-from sockserve.core.loop import Loop
+from sockserve.core.loop import Loop, Source
 from sockserve.core.one_shot import OneShot
 from sockserve.errors import CrashLoopError
 from sockserve.log import counted, log
@@ -47,7 +47,7 @@ from sockserve.log import counted, log
 __all__ = ["Supervisor"]
 
 
-class Supervisor:
+class Supervisor(Source):
     """Keeps as many workers as there shall be, as a source of the loop that runs it.
 
     From any thread, and in signal handlers: ``roll()``, ``more()``, ``fewer()``, ``stop()``, ``leave_ports()``,

@@ -103,12 +103,10 @@ class Duties(Observer):
         """Accept no more, but go on with the clients that are there, the parked among them."""
         self._retires = True
         for server in self.servers:
-            retire = getattr(serving_of(server).lifecycle.acceptor, "retire", None)
-            if retire is None:
-                # Who keeps clients waits for them in whatever serves them, and needs no loop that accepts.
+            stay = serving_of(server).lifecycle.acceptor
+            if stay is None or not stay.retire(functools.partial(self._link.tell, STOPPED)):
+                # Only a pool's parked connections need the accepting loop; every other model may leave now.
                 self.leave()
-            else:
-                retire(functools.partial(self._link.tell, STOPPED))
 
     def leave(self) -> None:
         """Accept no more. Safe in a signal handler; idempotent, as the others. Told so again: end."""
@@ -195,11 +193,11 @@ class Duties(Observer):
         look_soon()
 
     def look(self) -> None:
-        """See whether somebody waits."""
+        """Look whether a client waits whose wake-up went to another worker."""
         for server in self.servers:
-            look_again = getattr(serving_of(server).lifecycle.acceptor, "look_again", None)
-            if look_again is not None:
-                look_again()
+            stay = serving_of(server).lifecycle.acceptor
+            if stay is not None:
+                stay.look_again()
 
 
 def _can_close_early(server: object) -> bool:

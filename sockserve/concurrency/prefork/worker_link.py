@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from sockserve.concurrency.prefork.parent_process import ParentProcess
 from sockserve.concurrency.prefork.protocol import ACTIVE, ASLEEP, AWAKE, READY, STOPPED, Orders, Page, told_since
-from sockserve.core.loop import Loop
+from sockserve.core.loop import Loop, Source
 from sockserve.core.poller import wait_readable
 from sockserve.core.taken_signals import take_for_stacks
 from sockserve.core.wake_up import send_wake_up
@@ -23,7 +23,7 @@ from sockserve.core.wake_up import send_wake_up
 __all__ = ["Link"]
 
 
-class _Rest:
+class _Rest(Source):
     """In a loop until its next wait: the last that happens before that."""
 
     max_wait: float | None = None
@@ -37,15 +37,9 @@ class _Rest:
         self._loop.remove(self)
         self._link.rest_in(self._loop)
 
-    def after_turn(self) -> None:
-        """Nothing."""
-
     def leave(self) -> None:
         """Let the loop end."""
         self._loop.remove(self)
-
-    def abandon(self) -> None:
-        """Nothing to close."""
 
 
 class Link:
