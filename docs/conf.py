@@ -26,7 +26,9 @@ autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 
 html_theme = "furo"
-html_title = "sockserve"
+html_title = f"sockserve {version}"
+# What a console block shows is typed without its prompt.
+copybutton_prompt_text = "$ "
 html_show_sourcelink = False
 html_show_copyright = False
 html_static_path = ["pictures/tables.css"]

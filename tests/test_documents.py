@@ -86,6 +86,26 @@ def test_links_lead_somewhere(document: pathlib.Path) -> None:
     assert not missing
 
 
+def test_the_folders_in_the_architecture_are_those_of_the_package() -> None:
+    """Each module that the listing and the table name is there, and no folder of the package is missing."""
+    page = (ROOT / "docs/explanation/architecture.md").read_text("utf-8")
+    listing = page.partition("```text\nsockserve/\n")[2].partition("```")[0]
+    there = {path.stem for path in (ROOT / "sockserve").rglob("*.py")} | {f"{name}/" for name in _folders()}
+    left = [re.split(r" {3,}", line.strip())[0] if re.match(r" {2,4}\S", line) else "" for line in listing.splitlines()]
+    named = {name for column in left for name in column.split()}
+    assert named <= there, named - there
+    assert _folders() <= {name.rstrip("/") for name in named}
+    table = page.partition("### Where a change belongs")[2].partition("\n## ")[0]
+    paths = re.findall(r"`((?:concurrency|net|core|run|prefork|pool|cooperative)/\w+)`", table)
+    files = [path.relative_to(ROOT).with_suffix("").as_posix() for path in (ROOT / "sockserve").rglob("*.py")]
+    assert len(paths) > 10
+    assert not [path for path in paths if not any(file.endswith(f"/{path}") for file in files)]
+
+
+def _folders() -> set[str]:
+    return {path.parent.name for path in (ROOT / "sockserve").rglob("*.py")} - {"sockserve", "dropin_startup"}
+
+
 def test_where_pypi_shows_the_readme_its_links_are_absolute() -> None:
     """Each relative link becomes one to the project's source, and none is left; what it named is there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
