@@ -70,6 +70,7 @@ def test_a_worker_with_a_debugger_is_not_killed(running: Running, monkeypatch: p
         return traced[0]
 
     monkeypatch.setattr(pulse, "_is_traced", is_traced)
+    monkeypatch.setattr(Threads, "worker_timeout", 0.1)
     server = running(Threads(("127.0.0.1", 0), Talk))
     worker = the_worker_of(server)
     with connect(server, timeout=LIMIT) as client:
@@ -103,10 +104,15 @@ def test_each_request_of_one_turn_is_a_beat(running: Running) -> None:
     assert len(beats) == len(clients)
 
 
-def test_a_hung_worker_is_killed_though_no_request_can_be_ended(running: Running, expect_log: ExpectLog) -> None:
+def test_a_hung_worker_is_killed_though_no_request_can_be_ended(
+    running: Running, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped alone it does not hear that it shall free its loop."""
+    monkeypatch.setattr(pulse, "STEP_TIME", 0.1)
     expect_log(logging.ERROR, "hangs: its loop has not turned")
     reported = expect_log(logging.WARNING, "was killed by SIGKILL")
+    # Within its first second that is a failed start, too.
+    expect_log(logging.ERROR, "was killed by SIGKILL", at_least=0)
     server = running(Threads(("127.0.0.1", 0), Talk))
     worker = the_worker_of(server)
     with connect(server, timeout=LIMIT) as client:

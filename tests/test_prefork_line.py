@@ -152,6 +152,7 @@ SERVE_IN_A_THREAD = "t = threading.Thread(target=server.serve_forever); t.start(
 NO_PIDFD = """
 import sockserve.concurrency.prefork.parent_process as parent_process
 parent_process.open_pidfd = lambda pid: None
+parent_process.POLL_WITHOUT_PIDFD = 0.1
 """
 
 

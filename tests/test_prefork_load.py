@@ -14,7 +14,7 @@ from support.waiting import wait_until
 from sockserve.testing import ask, connect
 
 CLIENTS = 4
-KILLS = 6
+KILLS = 4
 
 
 class Load:

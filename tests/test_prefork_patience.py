@@ -180,7 +180,7 @@ def test_an_order_is_waited_for_with_a_limit(held: Held) -> None:
 @pytest.mark.parametrize("says", [b"", b"stay\n"])
 def test_silent_clients_cost_no_worker(says: bytes) -> None:
     """Whether they have said a part or nothing at all: the next client is served by one that was there before."""
-    with Prefork("worker_timeout = 0.5") as server, contextlib.ExitStack() as stack:
+    with Prefork("worker_timeout = 0.3") as server, contextlib.ExitStack() as stack:
         workers = server.wait_for_workers()
         for _ in range(6):
             stack.enter_context(connect(server.address, timeout=LIMIT)).sendall(says)
@@ -206,7 +206,7 @@ def test_a_handler_that_ignores_the_end_of_its_input_is_cut(running: Any, expect
 
     class One(sockserve.PreForkMixIn, sockserve.TCPServer):
         processes = 1
-        worker_timeout = 0.5
+        worker_timeout = 0.3
 
     server = running(One(("127.0.0.1", 0), Flood))
     workers = server._serving_supervisor.workers

@@ -16,6 +16,7 @@ from support.under_test import LIMIT
 from support.waiting import stop_process, wait_until
 
 import sockserve
+from sockserve.concurrency.prefork import hang_detection
 from sockserve.concurrency.prefork.pauses import Pauses
 from sockserve.concurrency.prefork.protocol import ACCEPTED, PAUSED
 from sockserve.concurrency.prefork.supervisor import Supervisor
@@ -23,7 +24,7 @@ from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, call_within, connect
 
 LOOPBACK = ("127.0.0.1", 0)
-SHORT = 0.1
+SHORT = 0.05
 """Seconds that show that nothing comes: one that would be late passes the test, and none fails it."""
 
 
@@ -60,7 +61,7 @@ def test_after_a_pause_nobody_accepts(running: Running, server_class: Any) -> No
     """As soon as ``wait_idle()`` has returned, and until ``resume()``, clients wait in the backlog."""
     server = running(server_class(LOOPBACK, handlers(sockserve).Echo))
     workers = workers_of(server)
-    for _ in range(5):
+    for _ in range(3):
         server.suspend()
         assert server.wait_idle(LIMIT)
         accepted = sum(worker.page.numbers[ACCEPTED] for worker in workers)
@@ -88,10 +89,15 @@ def test_a_worker_that_has_not_heard_of_a_pause_is_waited_for(running: Running) 
     assert server.wait_idle(LIMIT)
 
 
-def test_a_sleeping_worker_that_hangs_is_not_waited_for_for_ever(running: Running, expect_log: ExpectLog) -> None:
+def test_a_sleeping_worker_that_hangs_is_not_waited_for_for_ever(
+    running: Running, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It was told to pause, and is killed when it does not; its successor begins with the pause."""
+    monkeypatch.setattr(hang_detection, "STEP_TIME", 0.1)
     expect_log(logging.ERROR, "hangs: its loop has not turned")
     reported = expect_log(logging.WARNING, "was killed by SIGKILL")
+    # Within its first second that is a failed start, too.
+    expect_log(logging.ERROR, "was killed by SIGKILL", at_least=0)
     server = running(type("Server", (Two,), {"worker_timeout": 0.4})(LOOPBACK, handlers(sockserve).Echo))
     workers = workers_of(server)
     wait_until(lambda: all(worker.page.is_asleep() for worker in workers))

@@ -166,6 +166,8 @@ def test_the_command_names_a_crash_loop(tmp_path: pathlib.Path) -> None:
     """It exits with status 1, and the last line says why no worker can begin."""
     (tmp_path / "late.py").write_text("""
 import os, sockserve
+from sockserve.concurrency.prefork import places
+places.BACK_OFF_FIRST = 0.01
 os.register_at_fork(after_in_child=lambda: os._exit(7))
 class Handler(sockserve.BaseRequestHandler):
     pass

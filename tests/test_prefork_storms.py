@@ -11,7 +11,7 @@ import threading
 import pytest
 from support.handlers import handlers
 from support.log_watch import ExpectLog
-from support.prefork_program import Prefork
+from support.prefork_program import TURNS_OFTEN, Prefork
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
@@ -21,7 +21,7 @@ from sockserve.concurrency.prefork.places import BACK_OFF_FIRST, BACK_OFF_LAST, 
 from sockserve.concurrency.prefork.supervisor import Supervisor
 
 SELF = "os.kill(os.getpid(), signal.{})"
-SOON = "def service_actions(self): "
+SOON = f"{TURNS_OFTEN}\ndef service_actions(self): "
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 import signal
 import threading
 
-from support.prefork_program import Prefork, is_alive
+from support.prefork_program import HANGS_SOON, TURNS_OFTEN, Prefork, is_alive
 from support.under_test import LIMIT
 from support.waiting import stop_process, wait_until, wait_until_arrived, wait_until_blocked
 
@@ -14,6 +14,15 @@ from sockserve.concurrency.prefork.worker_main import ORPHAN_DRAIN, ORPHAN_END
 from sockserve.testing import call_within
 
 IN_A_HURRY = "import sockserve.concurrency.prefork.places as places\nplaces.BACK_OFF_FIRST = 0.01"
+
+LOOKS = 0.5
+"""Seconds in which a supervisor looks at least once for workers that hang after 0.4 seconds, if they are awake."""
+
+ORPHANS_IN_A_HURRY = """
+import sockserve.concurrency.prefork.worker_main as worker_main
+worker_main.ORPHAN_DRAIN = 0.4
+worker_main.ORPHAN_END = 0.1
+"""
 
 
 def test_sigterm_ends_it_in_order() -> None:
@@ -77,7 +86,7 @@ def test_a_crash_loop_is_given_up() -> None:
 def test_workers_that_end_as_soon_as_they_serve_are_a_crash_loop_too() -> None:
     """It is no service if each lives for a moment."""
     short = "def service_actions(self): raise LookupError('no service')"
-    with Prefork(IN_A_HURRY, short) as server:
+    with Prefork(IN_A_HURRY, TURNS_OFTEN, short) as server:
         assert server.status() == 1
         last = server.errors().strip().splitlines()[-1]
         assert last.startswith("sockserve.CrashLoopError")
@@ -158,7 +167,7 @@ def test_sigterm_to_a_worker_replaces_it() -> None:
 
 def test_a_hung_worker_is_told_from_the_log_and_replaced() -> None:
     """Its stacks show where it hangs; the others do not notice."""
-    with Prefork("worker_timeout = 1.0") as server:
+    with Prefork("worker_timeout = 0.4") as server:
         before = server.wait_for_workers()
         assert call_within(LIMIT, server.tell, b"hang\n") == b""
         wait_until(lambda: "was killed by SIGKILL" in server.errors())
@@ -171,7 +180,7 @@ def test_a_hung_worker_is_told_from_the_log_and_replaced() -> None:
 
 def test_a_stopped_worker_is_replaced() -> None:
     """One that cannot tell where it hangs is killed all the same."""
-    with Prefork("worker_timeout = 1.0") as server:
+    with Prefork(HANGS_SOON) as server:
         before = server.wait_for_workers()
         stop_process(before[1])
         wait_until(lambda: "was killed by SIGKILL" in server.errors())
@@ -184,16 +193,16 @@ def test_an_idle_worker_is_not_hung_and_wakes_nobody() -> None:
     with Prefork("worker_timeout = 0.4") as server:
         before = server.wait_for_workers()
         tree = [server.pid, *before]
-        wait_until(lambda: sleeps_on(tree, 1.0))
+        wait_until(lambda: sleeps_on(tree, LOOKS))
         assert sorted(server.wait_for_workers()) == sorted(before)
         assert "hangs" not in server.errors()
 
 
 def test_a_sleeping_worker_that_hangs_is_found_once_a_client_waits() -> None:
     """It does not hear its client, who is told by nobody else; its successor serves."""
-    with Prefork("worker_timeout = 0.4", "processes = 1") as server:
+    with Prefork(HANGS_SOON, "processes = 1") as server:
         (before,) = server.wait_for_workers(1)
-        wait_until(lambda: sleeps_on([server.pid, before], 1.0))
+        wait_until(lambda: sleeps_on([server.pid, before], LOOKS))
         stop_process(before)
         assert call_within(LIMIT, server.tell, b"who\n")
         assert "It could not tell its stacks." in server.errors()
@@ -214,7 +223,7 @@ def wake_ups(pid: int) -> int:
 
 def test_without_a_supervisor_nobody_stays() -> None:
     """After its SIGKILL a request in progress may still be answered, and within 5 seconds all workers have ended."""
-    with Prefork() as server, server.connect() as busy, server.connect() as hung:
+    with Prefork(ORPHANS_IN_A_HURRY) as server, server.connect() as busy, server.connect() as hung:
         workers = server.wait_for_workers()
         busy.sendall(b"who")
         hung.sendall(b"hang\n")
@@ -230,9 +239,9 @@ def test_without_a_supervisor_nobody_stays() -> None:
 
 def test_a_sleeping_worker_that_hangs_does_not_keep_its_supervisor_from_ending() -> None:
     """It was told to end, and answers nothing."""
-    with Prefork("worker_timeout = 0.4", "drain_timeout = None") as server:
+    with Prefork(HANGS_SOON, "drain_timeout = None") as server:
         before = server.wait_for_workers()
-        wait_until(lambda: sleeps_on([server.pid, *before], 1.0))
+        wait_until(lambda: sleeps_on([server.pid, *before], LOOKS))
         stop_process(before[0])
         server.send(signal.SIGTERM)
         assert server.status() == 0
@@ -241,8 +250,7 @@ def test_a_sleeping_worker_that_hangs_does_not_keep_its_supervisor_from_ending()
 
 def test_a_worker_that_hangs_from_the_moment_of_a_drain_does_not_keep_its_supervisor_from_ending() -> None:
     """That the listeners are closed for it does not end the watch over those that are awake."""
-    settings = ("worker_timeout = 0.4", "drain_timeout = None")
-    with Prefork(*settings, mix_in="ThreadingMixIn") as server, server.connect() as client:
+    with Prefork(HANGS_SOON, "drain_timeout = None", mix_in="ThreadingMixIn") as server, server.connect() as client:
         server.wait_for_workers()
         client.sendall(b"keep\n")
         _, worker = map(int, client.recv(100).split())

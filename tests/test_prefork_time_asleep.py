@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.prefork_program import Prefork
-from support.waiting import stop_process
+from support.waiting import stop_process, wait_until
 
 from sockserve.concurrency.prefork import time_asleep
 from sockserve.concurrency.prefork.crew import Crew
@@ -104,14 +104,17 @@ def test_time_asleep_is_no_part_of_a_drain() -> None:
 
 def test_a_busy_worker_of_a_stopped_group_is_not_ended() -> None:
     """It serves inline, so its loop cannot turn: only the supervisor can know that all were stopped."""
-    with Prefork("processes = 1", "worker_timeout = 4.0") as server, server.connect() as client:
+    debug = "logging.getLogger('sockserve').setLevel('DEBUG')"
+    with Prefork("processes = 1", "worker_timeout = 2.0", debug) as server, server.connect() as client:
         (worker,) = server.wait_for_workers(1)
         stop_process(server.pid)
         stop_process(worker)
         # More than is left of its time.
-        threading.Event().wait(4.5)
+        threading.Event().wait(2.3)
         server.send(signal.SIGCONT, server.pid, worker)
-        threading.Event().wait(1.0)
+        wait_until(lambda: "the supervisor itself did not run for" in server.errors())
+        # For a look that would take the worker for hung all the same.
+        threading.Event().wait(0.3)
         client.sendall(b"who\n")
         assert client.recv(100) == b"0 %d" % worker
         assert "the input of" not in server.errors()

@@ -17,6 +17,7 @@ from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
+from sockserve.concurrency.prefork import hang_detection, supervisor
 from sockserve.core.loop import Loop
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask
@@ -32,8 +33,10 @@ class Server(sockserve.PreForkMixIn, sockserve.ThreadingTCPServer):
 
 
 @pytest.fixture
-def server() -> Iterator[Any]:
-    """One that is not running yet."""
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """One that is not running yet; it tries again soon."""
+    for module in (hang_detection, supervisor):
+        monkeypatch.setattr(module, "WATCH_AGAIN", 0.02)
     with Server(("127.0.0.1", 0), handlers(sockserve).Echo) as server:
         yield server
 

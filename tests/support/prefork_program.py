@@ -15,7 +15,17 @@ from support.waiting import wait_until
 
 from sockserve.testing import ask, connect
 
-__all__ = ["Prefork", "is_alive"]
+__all__ = ["HANGS_SOON", "TURNS_OFTEN", "Prefork", "is_alive"]
+
+HANGS_SOON = """
+worker_timeout = 0.4
+import sockserve.concurrency.prefork.hang_detection as hang_detection
+hang_detection.STEP_TIME = 0.1
+"""
+"""Attributes of a server whose workers, when they do not run at all, are killed after less than a second."""
+
+TURNS_OFTEN = "def serve_forever(self, poll_interval=0.02): super().serve_forever(poll_interval)"
+"""An attribute of a server that calls its ``service_actions()`` soon."""
 
 SCRIPT = """
 import logging, os, signal, sys, threading, sockserve
