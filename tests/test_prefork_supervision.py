@@ -180,11 +180,14 @@ def test_a_hung_worker_is_told_from_the_log_and_replaced() -> None:
 
 def test_a_stopped_worker_is_replaced() -> None:
     """One that cannot tell where it hangs is killed all the same."""
-    with Prefork(HANGS_SOON) as server:
-        before = server.wait_for_workers()
-        stop_process(before[1])
+    with Prefork(HANGS_SOON, mix_in="ThreadingMixIn") as server, server.connect() as client:
+        server.wait_for_workers()
+        # With a client it does not sleep: asleep it would be found only when another client waits.
+        client.sendall(b"keep\n")
+        _, worker = map(int, client.recv(100).split())
+        stop_process(worker)
         wait_until(lambda: "was killed by SIGKILL" in server.errors())
-        server.wait_for_workers(other_than=before[1:])
+        server.wait_for_workers(other_than=[worker])
         assert "It could not tell its stacks." in server.errors()
 
 
