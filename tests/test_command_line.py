@@ -209,10 +209,21 @@ def test_an_inherited_descriptor_is_served() -> None:
         ("--reload", "unrecognized arguments: --reload"),
     ],
 )
-def test_arguments_that_make_no_sense_are_usage_errors(arguments: str, message: str) -> None:
-    """Exit status 2, and a message that says what would."""
-    status, errors = refused(*arguments.split())
-    assert status == 2
+def test_arguments_that_make_no_sense_are_usage_errors(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 2, and a message that says what would. In this process: the next tests start the command itself."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    status: object = None
+    try:
+        status = command_line.main(arguments.split())
+    except SystemExit as end:
+        status = end.code
+    finally:
+        # The next test has another one.
+        sys.modules.pop("mine", None)
+    said, errors = capsys.readouterr()
+    assert (status, said) == (2, "")
     assert message in errors
 
 
