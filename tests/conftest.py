@@ -11,11 +11,13 @@ import contextlib
 import gc
 import logging
 import os
+import pathlib
 import signal
 import sys
 from collections.abc import Iterator
 
 import pytest
+from support.certificates import make_certificate
 from support.handlers import KEEPS_CLASSES, Signal
 from support.log_watch import ExpectLog, Log
 from support.request_states import watch_states
@@ -52,6 +54,12 @@ def pytest_collection_finish() -> None:
     """Take what all test modules have made out of the collections with which each test looks for what it left."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A PEM file with a certificate for loopback and its key, made once."""
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture

@@ -251,12 +251,6 @@ def test_an_output_that_takes_nothing(running: Running) -> None:
 # TLS
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A certificate for localhost and its key."""
-    return certificates.make_certificate(tmp_path_factory.mktemp("tls"))
-
-
 def tls_server(running: Running, context: ssl.SSLContext, handler: Any) -> str:
     """The address of a server that speaks TLS."""
     server = sockserve.ThreadingTCPServer(("127.0.0.1", 0), handler)

@@ -10,7 +10,7 @@ import threading
 from typing import Any
 
 import pytest
-from support.certificates import client_context, make_certificate, server_context
+from support.certificates import client_context, server_context
 from support.log_watch import ExpectLog
 from support.under_test import LIMIT
 from support.waiting import wait_until_broken
@@ -101,12 +101,6 @@ def test_a_client_that_left_before_its_answer_is_one_quiet_line(
     assert len(left.wait()) == 1
     assert server.wait_idle(LIMIT)
     assert (counters.failed, counters.handled) == (0, 1)
-
-
-@pytest.fixture
-def certificate(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A certificate for localhost."""
-    return make_certificate(tmp_path)
 
 
 def tls_server(certificate: pathlib.Path, handler: Any) -> Any:

@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 import pytest
-from support.certificates import client_context, make_certificate, server_context
+from support.certificates import client_context, server_context
 from support.handlers import Boom
 from support.log_watch import ExpectLog
 from support.under_test import LIMIT
@@ -116,9 +116,8 @@ def test_what_the_handler_wrote_before_is_sent_first(running: Running, handler: 
         assert received == b"first second"
 
 
-def test_a_tls_connection_is_handed_on_as_it_is(running: Running, handler: Any, tmp_path: pathlib.Path) -> None:
+def test_a_tls_connection_is_handed_on_as_it_is(running: Running, handler: Any, certificate: pathlib.Path) -> None:
     """A detached TLS connection is an SSLSocket that goes on encrypting, and is not told to end."""
-    certificate = make_certificate(tmp_path)
     server = sockserve.ThreadingTCPServer(LOOPBACK, handler)
     server.socket = server_context(certificate).wrap_socket(server.socket, server_side=True)
     plain = connect(running(server), timeout=LIMIT)

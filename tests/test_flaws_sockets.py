@@ -20,7 +20,7 @@ import uuid
 from typing import Any
 
 import pytest
-from support.certificates import VERSIONS, client_context, make_certificate, server_context
+from support.certificates import VERSIONS, client_context, server_context
 from support.handlers import handlers
 from support.log_watch import ExpectLog
 from support.under_test import LIMIT, S
@@ -32,12 +32,6 @@ from sockserve.testing import running as run
 LOOPBACK = ("127.0.0.1", 0)
 
 each_version = pytest.mark.parametrize("version", VERSIONS, ids=[version.name for version in VERSIONS])
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A certificate for localhost."""
-    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 def tls_server(server_class: Any, handler: Any, certificate: pathlib.Path, version: ssl.TLSVersion) -> Any:

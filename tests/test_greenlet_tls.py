@@ -9,8 +9,7 @@ import pathlib
 import ssl
 from typing import Any
 
-import pytest
-from support.certificates import client_context, make_certificate, server_context
+from support.certificates import client_context, server_context
 from support.log_watch import ExpectLog
 from support.under_test import LIMIT
 from test_greenlets import LOOPBACK, Echo, handling
@@ -19,12 +18,6 @@ import sockserve
 from sockserve import greenlets
 from sockserve.pytest_plugin import Running
 from sockserve.testing import HalfHandshake, connect
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A certificate for localhost."""
-    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 async def echo_over_tls(address: tuple[str, int], context: ssl.SSLContext, data: bytes) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support.certificates import client_context, make_certificate, server_context
+from support.certificates import client_context, server_context
 from support.running_greenlets import Greenlets
 from support.under_test import LIMIT
 
@@ -106,9 +106,8 @@ def test_one_that_accepts_lets_others_run(greenlets: Greenlets) -> None:
         assert operations_before_another_runs(greenlets, accept) < MANY
 
 
-def test_over_tls_it_is_the_same(greenlets: Greenlets, tmp_path: pathlib.Path) -> None:
+def test_over_tls_it_is_the_same(greenlets: Greenlets, certificate: pathlib.Path) -> None:
     """Reading and writing."""
-    certificate = make_certificate(tmp_path)
     server_side = server_context(certificate)
     client_side = client_context(certificate)
     one, other = socket.socketpair()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from support.certificates import client_context, make_certificate, server_context
+from support.certificates import client_context, server_context
 from support.handlers import Boom, Signal
 from support.log_watch import ExpectLog
 from support.under_test import LIMIT
@@ -81,12 +81,6 @@ class Served(NamedTuple):
 
     server: Any
     client: socket.socket
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A certificate for localhost."""
-    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 class Serve:

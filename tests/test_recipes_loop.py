@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 import pytest
-from support.certificates import client_context, make_certificate, server_context
+from support.certificates import client_context, server_context
 from support.handlers import handlers
 from support.under_test import LIMIT, S
 
@@ -116,9 +116,8 @@ def test_a_get_request_that_waits_in_a_loop_of_its_own(running: Running, echo: A
     server.stopped = True
 
 
-def test_tls_that_begins_in_get_request(running: Running, echo: Any, tmp_path: pathlib.Path) -> None:
+def test_tls_that_begins_in_get_request(running: Running, echo: Any, certificate: pathlib.Path) -> None:
     """``get_request`` wraps what it accepted; a client that fails the handshake costs the others nothing."""
-    certificate = make_certificate(tmp_path)
     context = server_context(certificate)
 
     class Server(S.ThreadingMixIn, S.TCPServer):  # type: ignore[misc]

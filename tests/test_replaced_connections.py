@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.certificates import client_context, make_certificate, server_context
+from support.certificates import client_context, server_context
 from support.log_watch import ExpectLog
 from support.under_test import LIMIT
 from support.waiting import wait_until
@@ -36,11 +36,9 @@ CONTEXTS: list[ssl.SSLContext] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A certificate for localhost, and a context that the handlers know."""
-    made = make_certificate(tmp_path_factory.mktemp("certificate"))
-    CONTEXTS[:] = [server_context(made)]
-    return made
+def context_of_the_handlers(certificate: pathlib.Path) -> None:
+    """The handlers know it."""
+    CONTEXTS[:] = [server_context(certificate)]
 
 
 class WrapsInSetup(sockserve.StreamRequestHandler):

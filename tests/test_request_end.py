@@ -12,7 +12,7 @@ import threading
 from typing import Any
 
 import pytest
-from support.certificates import client_context, make_certificate, server_context
+from support.certificates import client_context, server_context
 from support.log_watch import ExpectLog
 from support.under_test import LIMIT
 from support.waiting import wait_until
@@ -54,12 +54,6 @@ def make(model: str, handler: Any = Upper, **attributes: Any) -> Any:
 
 
 # a failed handshake
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A certificate for localhost."""
-    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 def over_tls(server: Any, certificate: pathlib.Path) -> Any:

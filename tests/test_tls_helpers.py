@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.certificates import VERSIONS, client_context, make_certificate, server_context
+from support.certificates import VERSIONS, client_context, server_context
 
 from sockserve.errors import HandshakeError, PeerError
 from sockserve.net import tls
@@ -23,12 +23,6 @@ from sockserve.net.tls import close_notify, defer_handshake, handshake, is_tls
 
 LIMIT = 30.0
 each_version = pytest.mark.parametrize("version", VERSIONS, ids=[version.name for version in VERSIONS])
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A certificate for localhost."""
-    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture

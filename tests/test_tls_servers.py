@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.certificates import VERSIONS, client_context, make_certificate, server_context
+from support.certificates import VERSIONS, client_context, server_context
 from support.handlers import Signal
 from support.log_watch import ExpectLog
 from support.under_test import LIMIT
@@ -38,12 +38,6 @@ MODELS = {
 each_version = pytest.mark.parametrize("version", VERSIONS, ids=[version.name for version in VERSIONS])
 each_model = pytest.mark.parametrize("model", MODELS)
 each_concurrent_model = pytest.mark.parametrize("model", ["thread", "fork", "pool", "greenlet"])
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A certificate for localhost."""
-    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 class Make:
