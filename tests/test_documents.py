@@ -14,6 +14,7 @@ import tomllib
 from typing import Any
 
 import pytest
+import test_words
 from support.under_test import LIMIT
 
 import sockserve
@@ -76,6 +77,13 @@ def test_the_pictures_are_those_of_their_source() -> None:
     assert {path.stem: path.read_text("utf-8") for path in folder.glob("*.svg")} == {
         name: draw().svg() for name, draw in drawn.items()
     }
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+def test_a_document_speaks_of_things_and_of_its_reader(document: pathlib.Path) -> None:
+    """Not of persons: with a concrete subject a sentence needs no second reading, as in the package (``test_words``)."""
+    lines = document.read_text("utf-8").splitlines()
+    assert not [line for line in lines if test_words.FOUND.search(line)]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -180,7 +188,7 @@ def test_who_migrates_is_told_of_every_difference() -> None:
         lines = re.findall(r"^(?:#+ .*|\|.*)$", document, re.MULTILINE)
         return [line.strip("# ") if line.startswith("#") else line.split("|")[column].strip() for line in lines]
 
-    listed = rows(COMPATIBILITY.partition("\nNew, and in nobody's way")[0], 2)
+    listed = rows(COMPATIBILITY.partition("\nNew, and in no program's way")[0], 2)
     migrate = rows((ROOT / "docs/how-to/migrate.md").read_text("utf-8"), 1)
     first, last = migrate.index("Defaults"), migrate.index("What you can remove")
     assert migrate[first:last] == listed[listed.index("Defaults") :]
