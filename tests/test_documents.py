@@ -81,7 +81,7 @@ def test_the_pictures_are_those_of_their_source() -> None:
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
 def test_a_document_speaks_of_things_and_of_its_reader(document: pathlib.Path) -> None:
-    """Not of persons: with a concrete subject a sentence needs no second reading, as in the package (``test_words``)."""
+    """Not of persons: with a concrete subject a sentence needs no second reading, as in ``test_words``."""
     lines = document.read_text("utf-8").splitlines()
     assert not [line for line in lines if test_words.FOUND.search(line)]
 
