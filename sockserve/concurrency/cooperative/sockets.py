@@ -69,6 +69,8 @@ class CooperativeMethods(WaitingSocket):
                 switch = reader.hub.switch
                 try:
                     told = switch()
+                    # The others have had their turns: share() need not look at the clock soon.
+                    channel.unwaited = 0
                     if told != INPUT:
                         channel.heard(told)
                     data = _bare_recv(self, bufsize)
