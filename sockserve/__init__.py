@@ -57,6 +57,8 @@ if _TYPE_CHECKING:
     from sockserve.core.active_requests import ActiveRequest as ActiveRequest
     from sockserve.core.active_requests import LiveRequest as LiveRequest
     from sockserve.core.base_server import BaseServer as BaseServer
+    from sockserve.core.connection_info import ConnectionInfo as ConnectionInfo
+    from sockserve.core.connection_info import TLSInfo as TLSInfo
     from sockserve.core.events import Counters as Counters
     from sockserve.core.events import LogObserver as LogObserver
     from sockserve.core.events import Observer as Observer
@@ -75,6 +77,9 @@ if _TYPE_CHECKING:
     from sockserve.greenlets import GreenletUnixDatagramServer as GreenletUnixDatagramServer
     from sockserve.greenlets import GreenletUnixStreamServer as GreenletUnixStreamServer
     from sockserve.http.keep_alive import HTTPKeepAliveMixIn as HTTPKeepAliveMixIn
+    from sockserve.net.proxy_header import ProxyHeader as ProxyHeader
+    from sockserve.net.proxy_tlvs import ProxyTLS as ProxyTLS
+    from sockserve.net.tls_settings import TLS as TLS
     from sockserve.ready_made.forks import ForkingTCPServer as ForkingTCPServer
     from sockserve.ready_made.forks import ForkingUDPServer as ForkingUDPServer
     from sockserve.ready_made.forks import ForkingUnixDatagramServer as ForkingUnixDatagramServer
@@ -114,6 +119,12 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     "Loop",
     # servers as a program
     "serve",
+    # TLS, and clients behind a proxy
+    "TLS",
+    "TLSInfo",
+    "ConnectionInfo",
+    "ProxyHeader",
+    "ProxyTLS",
     # what happens
     "ActiveRequest",
     "LiveRequest",
@@ -163,6 +174,7 @@ _NAMES = {
     "sockserve.concurrency.threads": "ThreadingMixIn",
     "sockserve.core.active_requests": "ActiveRequest LiveRequest",
     "sockserve.core.base_server": "BaseServer",
+    "sockserve.core.connection_info": "ConnectionInfo TLSInfo",
     "sockserve.core.events": "Counters LogObserver Observer",
     "sockserve.core.handlers": "BaseRequestHandler DatagramRequestHandler StreamRequestHandler",
     "sockserve.http.keep_alive": "HTTPKeepAliveMixIn",
@@ -172,6 +184,9 @@ _NAMES = {
     "sockserve.greenlets": (
         "GreenletMixIn GreenletTCPServer GreenletUDPServer GreenletUnixDatagramServer GreenletUnixStreamServer"
     ),
+    "sockserve.net.proxy_header": "ProxyHeader",
+    "sockserve.net.proxy_tlvs": "ProxyTLS",
+    "sockserve.net.tls_settings": "TLS",
     "sockserve.ready_made.forks": "ForkingTCPServer ForkingUDPServer ForkingUnixDatagramServer ForkingUnixStreamServer",
     "sockserve.ready_made.pool": (
         "ThreadPoolTCPServer ThreadPoolUDPServer ThreadPoolUnixDatagramServer ThreadPoolUnixStreamServer"

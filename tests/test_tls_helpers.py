@@ -377,13 +377,13 @@ def test_a_slow_peer_is_told_as_soon_as_it_takes_something(
     """close_notify() waits for room, within its time, and then its alert follows all that was sent before."""
     pair, waits = connect(ssl.TLSVersion.TLSv1_2), threading.Event()
     pair.shake_hands(client_context(certificate, ssl.TLSVersion.TLSv1_2), threads)
-    wait_writable = tls._wait_writable
+    wait_writable = tls.wait_writable
 
     def tell_that_it_waits(sock: socket.socket, timeout: float) -> bool:
         waits.set()
         return wait_writable(sock, timeout)
 
-    monkeypatch.setattr(tls, "_wait_writable", tell_that_it_waits)
+    monkeypatch.setattr(tls, "wait_writable", tell_that_it_waits)
     filled = fill(pair.server)
     end = threads.submit(close_notify, pair.server, LIMIT)
     assert waits.wait(LIMIT)

@@ -14,7 +14,7 @@ from sockserve.core.active_requests import LiveRequest
 from sockserve.core.events import Events
 from sockserve.core.request_life import close, contain
 from sockserve.core.serving import Accepting, events_of, table_of
-from sockserve.errors import HandshakeError, ListenerLostError
+from sockserve.errors import ListenerLostError, RefusedError
 from sockserve.log import log
 from sockserve.net.accept_errors import Verdict, judge
 from sockserve.net.tls import refusal_of
@@ -89,7 +89,7 @@ def _fail(server: Any, live: LiveRequest, error: BaseException) -> None:
     if live.events.accept:
         Events.emit(live.events.accept, server, live)
     refusal = refusal_of(error)
-    if not isinstance(refusal, HandshakeError):
+    if not isinstance(refusal, RefusedError):
         raise error
     # An override wrapped what it accepted, and the client failed the handshake. Not to handle_error(), which programs
     # let raise: socketserver says nothing of an OSError here.

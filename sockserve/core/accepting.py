@@ -23,6 +23,7 @@ from sockserve.core.intake import Intake
 from sockserve.core.lifecycle import Stay
 from sockserve.core.loop import Loop, Source
 from sockserve.core.one_shot import OneShot
+from sockserve.core.preparing import check_settings
 from sockserve.core.request_life import serves_at_once, take, take_again
 from sockserve.core.serving import LoopsDispatcher, events_of, serving_of, stay_begins, stay_ends, table_of
 from sockserve.errors import AlreadyServingError, ListenerLostError, ServerClosedError
@@ -100,6 +101,7 @@ class Acceptor(Source, Stay):
         self.table = self._state.table
         self.back_off = BackOff(server, loop, self.table)
         check_times(server)
+        check_settings(server)
         if not self.lifecycle.begin(self):
             raise AlreadyServingError(f"{server} is already being served by another serve_forever()")
         try:

@@ -35,6 +35,8 @@ class ActiveRequest(NamedTuple):
     """When it was accepted, in seconds of ``time.monotonic()``."""
     handler: Any
     """The handler, from the moment its constructor runs; None before."""
+    connection_info: Any = None
+    """The ``ConnectionInfo`` that the PROXY header and the TLS handshake gave; None before, and without either."""
 
 
 ActiveRequest.__module__ = "sockserve"
@@ -61,8 +63,11 @@ class ServingGreenlet(Protocol):
 class ParkingPlace(Protocol):
     """Where a connection waits for its client without a thread."""
 
-    def park(self, live: LiveRequest) -> bool:
-        """Call its ``continue_handler`` when its client speaks; true: the caller owns it no more; false: never."""
+    def park(self, live: LiveRequest, limit: float | None = None) -> bool:
+        """Go on with it when its client speaks; true: the caller owns it no more; false: that will never be.
+
+        ``limit``: seconds that it may be silent; None: the socket's time-out.
+        """
         ...
 
     def is_turn_over(self, live: LiveRequest) -> bool:
@@ -101,6 +106,11 @@ class LiveRequest:
     input already answered, or not."""
     parking_record: Any
     """What ``parking`` knows of it, from the first wait on."""
+
+    preparation: Any = None
+    """The steps that come before its handler, while they are not done; and those of ``start_tls()``."""
+    connection_info: Any = None
+    """What they have found out; None: what the socket itself tells."""
 
     end_told: bool
     """Whether its client may see the end of the connection from now on, though the server has yet to close it."""
@@ -257,7 +267,7 @@ class ActiveRequests:
         Only what serves it still finds it, in the hooks of its end, until its connection is closed.
         """
         return tuple(
-            ActiveRequest(live.client_address, live.state, live.since, live.handler)
+            ActiveRequest(live.client_address, live.state, live.since, live.handler, live.connection_info)
             for live in self.all()
             if (not live.end_told or live.is_callers_own())
             and (live.state != "shutdown" or getattr(live.request, "_closed", False) is not True)

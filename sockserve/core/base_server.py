@@ -12,6 +12,7 @@ from sockserve.core.accepting import Acceptor, needs_no_poll, take_without_loop
 from sockserve.core.active_requests import ActiveRequest, LiveRequest
 from sockserve.core.aftercare import wait_for_request
 from sockserve.core.base_order import refuse_wrong_order
+from sockserve.core.connection_info import ConnectionInfo, info_of
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import LogObserver, Observer
 from sockserve.core.lifecycle import CUT_GRACE, Drained, Lifecycle
@@ -20,7 +21,7 @@ from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import begin, cut_others, drain_one, serve, takes_record, unprepared
 from sockserve.core.serving import Accepting, ServedInLoop, table_of
 from sockserve.core.type_parameters import TypeVar, filled_up
-from sockserve.errors import HandshakeError, ServerClosedError
+from sockserve.errors import RefusedError, ServerClosedError
 from sockserve.log import log
 from sockserve.net.departure import has_left
 from sockserve.seconds import limit_of
@@ -51,7 +52,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
     - ``handle_request()``: one request, without ``serve_forever()``
     - ``attach(loop)``: be served by a loop that hosts several servers
     - ``fileno() -> int``: for select()
-    - ``active_requests``, ``add_observer(observer)``
+    - ``active_requests``, ``connection_info(request)``, ``add_observer(observer)``
 
     Methods that may be overridden, in the order of a request's life (the first three run in the loop's thread, the
     others in the worker that serves the request; in a pool of threads all of them run in its workers):
@@ -60,6 +61,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
     - ``verify_request(request, client_address) -> bool``
     - ``process_request(request, client_address)``
     - ``prepare_request(request, client_address) -> request, client_address``
+    - ``verify_client(request, client_address) -> bool``
     - ``finish_request(request, client_address)``
     - ``handle_error(request, client_address)``
     - ``shutdown_request(request)``, ``close_request(request)``
@@ -84,6 +86,9 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
 
     _serving_raises_unprepared = True
 
+    # Whether a subclass overrides verify_client().
+    _serving_verifies_client = False
+
     _serving_patience = 0.0
     """Seconds that the end of a request may wait for its peer in the thread where it is ended."""
 
@@ -98,6 +103,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         refuse_wrong_order(cls)
+        cls._serving_verifies_client = cls.verify_client is not BaseServer.verify_client
 
     def __init__(
         self,
@@ -247,6 +253,14 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
         """
         return table_of(self).snapshot()
 
+    def connection_info(self, request: Any) -> ConnectionInfo:
+        """Both ends of the connection of a request, the PROXY header and the TLS handshake, in any thread.
+
+        For handlers that are not of sockserve; those that are have it as ``self.connection_info``. While PREPARE is not
+        over it is what the socket itself tells.
+        """
+        return info_of(self, request)
+
     def add_observer(self, observer: Observer) -> None:
         """Let ``observer`` hear this server's events, those of requests from the next one on."""
         with _exchanging:
@@ -323,11 +337,29 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
         """Make the request ready for its handler, in the worker; return it and who asks, perhaps replaced."""
         return request, client_address
 
+    def verify_client(self, request: RequestT, client_address: AddressT) -> bool:
+        """Say whether the client may be served, now that it is known who asks; true here.
+
+        Called in the worker, after the PROXY header, the TLS handshake and ``prepare_request()``: ``client_address`` is
+        the one in the header, and ``connection_info(request)`` tells the rest. If it is false the connection is closed.
+        """
+        return True
+
+    @property
+    def _serving_has_steps(self) -> bool:
+        """Whether something comes between ``process_request()`` and ``prepare_request()``."""
+        return False
+
+    @property
+    def _serving_prepares(self) -> bool:
+        """Whether PREPARE has more to do than to call ``prepare_request()``."""
+        return self._serving_verifies_client
+
     def finish_request(self, request: RequestT, client_address: AddressT) -> None:
         """Run the handler: construct ``RequestHandlerClass(request, client_address, server)``.
 
-        If the TLS handshake failed it is called too, so that an override can give back what ``process_request()``
-        took; then it raises HandshakeError, and no handler runs.
+        If the peer left before, or its TLS handshake or PROXY header is refused, it is called too, so that an override
+        can give back what ``process_request()`` took; then it raises that PeerError, and no handler runs.
         """
         if unprepared and (error := unprepared.pop(id(request), None)) is not None:
             raise error
@@ -347,7 +379,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
         or the worker.
         """
         error = sys.exception()
-        if isinstance(error, HandshakeError):
+        if isinstance(error, RefusedError):
             log.info("refused %s: %s", client_address, error)
         elif error is not None and has_left(request, error, client_address):
             log.debug("%s left: %s", client_address, error)

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast
 
 from sockserve.core.active_requests import ActiveRequests
 from sockserve.core.base_server import AddressT, BaseServer, RequestT
+from sockserve.core.connection_info import ConnectionInfo, info_of
+from sockserve.core.preparing import complete, record_of, tls_of
 from sockserve.core.streams import StreamReader, UnbufferedReader, open_reader, open_writer
 from sockserve.core.type_parameters import TypeVar, filled_up
+from sockserve.errors import HandshakeError
 from sockserve.log import log
 from sockserve.net.departure import cannot_be_answered
-from sockserve.net.tls import is_tls, recv_beneath
+from sockserve.net.tls import is_part_of_record, is_tls, recv_beneath
 from sockserve.net.waiting_socket import WaitingSocket
 from sockserve.seconds import socket_limit_of
 
@@ -23,6 +26,13 @@ __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler
 _DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 
 ServerT = TypeVar("ServerT", bound=BaseServer[Any, Any], default=BaseServer[Any, Any])
+
+
+class _ConnectionInfo:
+    """``handler.connection_info``. An attribute of that name which a program's handler sets takes its place."""
+
+    def __get__(self, handler: BaseRequestHandler[Any, Any, Any] | None, owner: type) -> Any:
+        return self if handler is None else info_of(handler.server, handler.request)
 
 
 class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
@@ -39,6 +49,15 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
     request: RequestT
     client_address: AddressT
     server: ServerT
+
+    if TYPE_CHECKING:
+
+        @property
+        def connection_info(self) -> ConnectionInfo:
+            """Both ends of the connection, the PROXY header and the TLS handshake."""
+            ...
+    else:
+        connection_info = _ConnectionInfo()
 
     _handle_raised = False
 
@@ -98,8 +117,21 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         live = table.by_id.get(id(self.request))
         if live is None or live.parking is None or (not self._serving_is_dry() and not live.parking.is_turn_over(live)):
             return False
-        live.continue_handler = self._serving_converse
+        live.continue_handler = self._serving_go_on
         return True
+
+    def _serving_go_on(self, has_input: bool, /) -> None:
+        """What a server calls that has parked the connection."""
+        if not has_input:
+            found = self._serving_look()
+            if found is None and self._serving_parks():
+                return
+            has_input = found is True
+        self._serving_converse(has_input)
+
+    def _serving_look(self) -> bool | None:
+        """Whether there is input to handle, without waiting; None: a part of it only. False: that is to be seen."""
+        return False
 
     def setup(self) -> None:
         """Called before ``handle()``."""
@@ -195,6 +227,49 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
         self.rfile = open_reader(self.connection, self.rbufsize)
         self.wfile = open_writer(self.connection, self.wbufsize)
 
+    def start_tls(self, tls: Any = None) -> None:
+        """Go on over TLS, as after STARTTLS; the handshake is over when it returns, in ``handshake_timeout`` seconds.
+
+        ``tls``: a ``sockserve.TLS`` or an ``ssl.SSLContext``; None: the server's. ``request``, ``connection``,
+        ``rfile`` and ``wfile`` are new ones then. The answer that lets the client begin must be written before.
+
+        Raises HandshakeError, also if the client sent more ahead of its handshake, which nothing protected on its way
+        (CVE-2011-0411); ValueError if there are no settings, or TLS is up already.
+        """
+        server: Any = self.server
+        if is_tls(self.connection):
+            raise ValueError(f"{type(self).__name__}.start_tls(): the connection is over TLS already")
+        settings = tls_of(server, tls)
+        if settings is None:
+            raise ValueError(f"{type(self).__name__}.start_tls(): neither tls nor the server's tls is given")
+        self.wfile.flush()
+        if self.buffered_input():
+            raise HandshakeError("TLS handshake failed: the client sent something else ahead of it")
+        live = record_of(server, self.request, self.client_address)
+        # They would hold the socket that is to be exchanged.
+        self.rfile.close()
+        self.wfile.close()
+        try:
+            complete(server, live, settings)
+        finally:
+            self.request = self.connection = live.request
+        self.rfile = open_reader(self.connection, self.rbufsize)
+        self.wfile = open_writer(self.connection, self.wbufsize)
+
+    def _serving_look(self) -> bool | None:
+        connection = self.connection
+        if not is_tls(connection) or not isinstance(self.rfile, StreamReader):
+            return False
+        before = connection.gettimeout()
+        connection.settimeout(0)
+        try:
+            return bool(self.rfile.peek(1))
+        except OSError as error:
+            # What else it is the handler finds out.
+            return None if is_part_of_record(error) else False
+        finally:
+            connection.settimeout(before)
+
     def buffered_input(self) -> bytes:
         """What ``rfile`` has read ahead of the handler, and still holds. For whoever goes on without ``rfile``."""
         return self.rfile.buffered() if isinstance(self.rfile, StreamReader | UnbufferedReader) else b""
@@ -266,11 +341,17 @@ class DatagramRequestHandler(BaseRequestHandler[ServerT, "tuple[bytes, socket.so
         answer = self.wfile.getvalue()
         if answer and self.client_address and not self._handle_raised:
             try:
-                self.socket.sendto(answer, _DONT_WAIT, cast("Any", self.client_address))
+                self.socket.sendto(answer, _DONT_WAIT, cast("Any", self._serving_answers_to()))
             except OSError as error:
                 if not cannot_be_answered(error, self.client_address):
                     raise
                 log.debug("%s gets no answer: %s", self.client_address, error)
+
+    def _serving_answers_to(self) -> object:
+        # What a proxy passed on goes back through it.
+        if getattr(self.server, "proxy_from", ()):
+            return self.connection_info.peer_address
+        return self.client_address
 
 
 def _holds_input(connection: socket.socket) -> bool:

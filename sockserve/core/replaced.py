@@ -25,7 +25,8 @@ def reach(live: LiveRequest, act: Callable[[Any], object]) -> None:
         act(taken)
     else:
         # Its handler closed it, or has it where only its peer tells which it is.
-        _reach_by_peer(live.client_address, act)
+        info = live.connection_info
+        _reach_by_peer(live.client_address if info is None else info.peer_address, act)
 
 
 def successor(live: LiveRequest) -> socket.socket | None:

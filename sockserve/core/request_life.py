@@ -17,10 +17,11 @@ from typing import Any, TypeVar
 
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.events import Events
+from sockserve.core.preparing import DRAIN_GRACE, Preparation, prepare
 from sockserve.core.replaced import reach
 from sockserve.core.request_states import RequestState
-from sockserve.core.serving import table_of
-from sockserve.errors import HandshakeError
+from sockserve.core.serving import serving_of, table_of
+from sockserve.errors import PeerError, RefusedError
 from sockserve.log import log
 from sockserve.net.closing import cut, end_input
 from sockserve.net.departure import has_left
@@ -49,7 +50,7 @@ __all__ = [
 
 _UNHEARD = Events(())
 
-unprepared: dict[int, HandshakeError] = {}
+unprepared: dict[int, PeerError] = {}
 """By identity: requests whose ``finish_request()`` is called only so that what ``process_request()`` took is given
 back, with the error to raise in place of running the handler. Empty nearly always."""
 
@@ -109,7 +110,9 @@ def take(server: Any, live: LiveRequest) -> None:
 
 def serves_at_once(server: Any, events: Events) -> bool:
     """Whether for this server ``take_again()`` is as good as ``take()``: no hook nor observer could tell."""
-    return _STEPS.get(getattr(server.process_request, "__func__", None)) is serve and not events.hear_all
+    if events.hear_all or getattr(server, "_serving_prepares", False):
+        return False
+    return _STEPS.get(getattr(server.process_request, "__func__", None)) is serve
 
 
 def take_again(server: Any, live: LiveRequest, request: Any, client_address: Any) -> bool:
@@ -135,7 +138,7 @@ def take_again(server: Any, live: LiveRequest, request: Any, client_address: Any
         live.state = "prepare"
         try:
             prepared, client_address = server.prepare_request(request, client_address)
-        except HandshakeError as error:
+        except RefusedError as error:
             _finish_unprepared(server, live, error)
             return False
         live.client_address = client_address
@@ -185,12 +188,19 @@ def serve(server: Any, live: LiveRequest) -> None:
     # Not held in a variable meanwhile: of ten thousand clients each would keep its method alive.
     if hasattr(server, "prepare_request"):
         try:
+            prepares = getattr(server, "_serving_prepares", False)
+            if prepares and not prepare(server, live):
+                # Parked; another thread may have it by now.
+                return
             request, live.client_address = server.prepare_request(live.request, live.client_address)
-        except HandshakeError as error:
+        except PeerError as error:
             _finish_unprepared(server, live, error)
             return
         if request is not live.request:
             live.table.replace(live, request)
+        if prepares and not server.verify_client(request, live.client_address):
+            _refuse(server, live)
+            return
     if events.prepare:
         Events.emit(events.prepare, server, live)
     live.state = "handle"
@@ -203,8 +213,8 @@ def serve(server: Any, live: LiveRequest) -> None:
         _park_or_close(server, live)
 
 
-def _finish_unprepared(server: Any, live: LiveRequest, error: HandshakeError) -> None:
-    """Let ``finish_request()`` raise the error of a handshake, and end the request if an override of it hushes that up.
+def _finish_unprepared(server: Any, live: LiveRequest, error: PeerError) -> None:
+    """Let ``finish_request()`` raise the peer's error, and end the request if an override of it hushes that up.
 
     So what an override of ``process_request()`` took is given back where it always is. Not for other errors of
     PREPARE: an override that does not ask its base class would run its handler, for a client that was to have none.
@@ -223,7 +233,7 @@ def _finish_unprepared(server: Any, live: LiveRequest, error: HandshakeError) ->
         was_raised = unprepared.pop(key, None) is None
     if not was_raised:
         raise error
-    live.outcome = "refused"
+    live.outcome = "refused" if isinstance(error, RefusedError) else "left"
     close(server, live)
 
 
@@ -235,6 +245,9 @@ def resume(server: Any, live: LiveRequest, has_input: bool) -> None:
     # Not by contain(), which would be one more call for each message.
     try:
         live.thread = threading.get_ident()
+        if live.preparation is not None:
+            serve(server, live)
+            return
         live.state = "handle"
         continue_handler: Any
         continue_handler, live.continue_handler = live.continue_handler, None
@@ -281,7 +294,7 @@ def _refuse(server: Any, live: LiveRequest) -> None:
 def fail(server: Any, live: LiveRequest, error: Exception) -> None:
     """Report what a step raised, inside the ``except``, and close the request."""
     live.state = "error"
-    if isinstance(error, HandshakeError):
+    if isinstance(error, RefusedError):
         live.outcome = "refused"
     else:
         live.outcome = "left" if has_left(live.request, error, live.client_address) else "failed"
@@ -361,11 +374,29 @@ def forget(server: Any, live: LiveRequest) -> None:
 
 def drain_one(server: Any, live: LiveRequest) -> None:
     """Tell whoever serves a request that a drain has begun."""
+    preparation = live.preparation
+    if preparation is not None and live.process is None and preparation.is_young():
+        _end_preparation_later(server, live, preparation)
+        return
     if live.process is None and not live.detached and live.kept is None:
         reach(live, server.drain_request)
     # Not else: a child may have begun meanwhile, and what was told was this process's closed copy.
     if live.process is not None:
         live.process.drain()
+
+
+def _end_preparation_later(server: Any, live: LiveRequest, preparation: Preparation) -> None:
+    """Let a handshake that has just begun come to its end."""
+    acceptor = serving_of(server).acceptor
+    # A thread or greenlet that waits sees itself that a drain has begun.
+    if live.parking is None or acceptor is None:
+        return
+
+    def end() -> None:
+        if live.preparation is preparation:
+            reach(live, end_input)
+
+    acceptor.loop.call_soon(lambda: acceptor.loop.call_later(DRAIN_GRACE, end))
 
 
 def tell_cut(server: Any, live: LiveRequest) -> None:

@@ -48,10 +48,11 @@ TRANSITIONS: Final[Mapping[RequestState, Mapping[RequestState, frozenset[str]]]]
         "shutdown": _LIFE,
     },
     "kept": {"dispatch": _TABLE},
-    "prepare": {"prepare": _LIFE, "handle": _LIFE, "error": _LIFE, "shutdown": _LIFE},
+    # "parked": in a pool, until more of the PROXY header or of the TLS handshake has come.
+    "prepare": {"prepare": _LIFE, "handle": _LIFE, "parked": _PARKING, "error": _LIFE, "shutdown": _LIFE},
     "handle": {"parked": _PARKING, "error": _LIFE, "shutdown": _LIFE},
-    # Back to "handle" by the parking place itself: the system cannot watch it, and its thread goes on with it.
-    "parked": {"handle": _LIFE | _PARKING, "error": _LIFE, "shutdown": _LIFE},
+    # Back to where it was by the parking place itself: the system cannot watch it, and its thread goes on with it.
+    "parked": {"handle": _LIFE | _PARKING, "prepare": _LIFE | _PARKING, "error": _LIFE, "shutdown": _LIFE},
     "error": {"shutdown": _LIFE},
     # The loop's next request, with the same record.
     "shutdown": {"verify": _LIFE},

@@ -41,11 +41,12 @@ StreamT = TypeVar("StreamT", default=Any)
 class TCPServer(BaseServer[StreamT, AddressT]):
     """Serves connections of a stream socket.
 
-    An IPv6 literal as host makes it an IPv6 server. With ``server.socket`` wrapped by an ``ssl.SSLContext`` the TLS
-    handshake runs in the worker and ends within ``handshake_timeout`` seconds.
+    An IPv6 literal as host makes it an IPv6 server. With ``tls``, or with ``server.socket`` wrapped by an
+    ``ssl.SSLContext``, the TLS handshake runs in the worker and ends within ``handshake_timeout`` seconds.
 
     Beside BaseServer's, class attributes that may be overridden: ``address_family``, ``socket_type``,
-    ``request_queue_size``, ``allow_reuse_address``, ``allow_reuse_port``, ``handshake_timeout``, ``socket_mode``.
+    ``request_queue_size``, ``allow_reuse_address``, ``allow_reuse_port``, ``handshake_timeout``, ``socket_mode``,
+    ``tls``, ``proxy_from``, ``direct_from``.
     """
 
     __module__ = "sockserve"
@@ -64,7 +65,19 @@ class TCPServer(BaseServer[StreamT, AddressT]):
     """Whether several sockets may share the port, if all of them say so (SO_REUSEPORT; IPv4 and IPv6 only)."""
 
     handshake_timeout: float = 10.0
-    """Seconds for a TLS handshake as a whole."""
+    """Seconds for the PROXY header and the TLS handshake together."""
+
+    tls: Any = None
+    """TLS for all connections: a ``sockserve.TLS``, an ``ssl.SSLContext``, or a function that makes one. Read when the
+    server begins to serve, and for each connection."""
+
+    proxy_from: Sequence[str] = ()
+    """From which peers a PROXY header comes and is believed, versions 1 and 2: networks such as "10.0.0.0/8", and
+    "unix" for every client of a Unix socket. One of these that sends none is refused."""
+
+    direct_from: Sequence[str] | None = None
+    """Which peers come without a PROXY header; all others that are not in ``proxy_from`` are refused. None: all. Of
+    both lists the longer prefix counts, so that a health check may come from a proxy's network."""
 
     socket_mode: int | None = None
     """Permissions of a Unix socket's path, for example 0o600; None: what the umask leaves."""
@@ -157,8 +170,28 @@ class TCPServer(BaseServer[StreamT, AddressT]):
             client_address = unix_name(client_address)
         return request, client_address
 
+    @property
+    def _serving_has_steps(self) -> bool:
+        return self.tls is not None or bool(self.proxy_from) or self.direct_from is not None
+
+    @property
+    def _serving_prepares(self) -> bool:
+        # In one piece: it is asked for each request.
+        return (
+            self.tls is not None
+            or self._serving_verifies_client
+            or bool(self.proxy_from)
+            or self.direct_from is not None
+        )
+
+    def _serving_wrapped(self, request: Any) -> Any:
+        """What is to stand in the place of a connection that TLS was just put around."""
+        return request
+
     def prepare_request(self, request: StreamT, client_address: AddressT) -> tuple[StreamT, AddressT]:
-        """Shake hands if the connection is a TLS one. Raises HandshakeError.
+        """Shake hands if ``get_request()`` or the listener wrapped the connection for TLS. Raises HandshakeError.
+
+        With ``tls`` and ``proxy_from`` all that has been done before it is called.
 
         An override that replaces the request must close what it made before it raises; what such a one gave to this is
         closed here.
@@ -247,6 +280,11 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
         """
         sock = self.socket
         limit = self.max_packet_size
+        if self.proxy_from:
+            from sockserve.net.proxy_header import LONGEST_HEADER  # noqa: PLC0415 - a server without proxies need not pay
+
+            # What it is without its header is seen when that is read.
+            limit += LONGEST_HEADER
         # One byte more than allowed, and the length itself tells whether the datagram was longer.
         client_address: Any
         intake = self._serving_state.intake

@@ -26,7 +26,18 @@ if TYPE_CHECKING:
 SHORTEST = 0.001
 """Seconds that a handshake has at least: with a limit of 0 even input that has arrived would stay unread."""
 
-__all__ = ["close_notify", "defer_handshake", "handshake", "is_tls", "recv_beneath", "refusal_of", "wrapped_like"]
+__all__ = [
+    "close_notify",
+    "defer_handshake",
+    "handshake",
+    "is_part_of_record",
+    "is_tls",
+    "reason_of",
+    "recv_beneath",
+    "refusal_of",
+    "wait_writable",
+    "wrapped_like",
+]
 
 
 def is_tls(sock: object) -> TypeIs[ssl.SSLSocket]:
@@ -76,7 +87,7 @@ def handshake(sock: ssl.SSLSocket, timeout: float | None) -> None:
         sock.settimeout(None if limit is None else socket_limit_of(max(limit, SHORTEST)))
         sock.do_handshake()
     except OSError as error:
-        raise HandshakeError(f"TLS handshake failed: {_reason(error, timeout)}") from error
+        raise HandshakeError(f"TLS handshake failed: {reason_of(error, timeout)}") from error
     finally:
         _set_timeout(sock, before)
 
@@ -86,7 +97,7 @@ def refusal_of(error: BaseException) -> BaseException:
     ssl = sys.modules.get("ssl")
     if ssl is None or not isinstance(error, ssl.SSLError) or not isinstance(error, OSError):
         return error
-    refusal = HandshakeError(f"TLS handshake failed: {_reason(error, None)}")
+    refusal = HandshakeError(f"TLS handshake failed: {reason_of(error)}")
     refusal.__cause__ = error
     return refusal
 
@@ -113,7 +124,7 @@ def close_notify(sock: ssl.SSLSocket, timeout: float, peer_stalls: Callable[[boo
             except ssl.SSLWantWriteError:
                 if peer_stalls is not None:
                     peer_stalls(True)
-                has_room = _wait_writable(sock, deadline - time.monotonic())
+                has_room = wait_writable(sock, deadline - time.monotonic())
                 if peer_stalls is not None:
                     peer_stalls(False)
                 if not has_room:
@@ -125,6 +136,12 @@ def close_notify(sock: ssl.SSLSocket, timeout: float, peer_stalls: Callable[[boo
         _set_timeout(sock, before)
 
 
+def is_part_of_record(error: BaseException) -> bool:
+    """Whether a read without waiting failed only because a record, or the rest of one, has not come yet."""
+    ssl = sys.modules.get("ssl")
+    return ssl is not None and isinstance(error, ssl.SSLWantReadError)
+
+
 def recv_beneath(sock: ssl.SSLSocket, size: int, flags: int = 0) -> bytes:
     """Return what ``recv()`` of the socket beneath TLS returns: encrypted records. Raises what that raises."""
     if isinstance(sock, WaitingSocket):
@@ -132,7 +149,8 @@ def recv_beneath(sock: ssl.SSLSocket, size: int, flags: int = 0) -> bytes:
     return socket.socket.recv(sock, size, flags)
 
 
-def _wait_writable(sock: socket.socket, timeout: float) -> bool:
+def wait_writable(sock: socket.socket, timeout: float) -> bool:
+    """Wait until a socket takes more output, at most ``timeout`` seconds; return whether it does."""
     if isinstance(sock, WaitingSocket):
         return sock.wait_writable(timeout)
     if not hasattr(select, "poll"):
@@ -142,7 +160,8 @@ def _wait_writable(sock: socket.socket, timeout: float) -> bool:
     return bool(poll.poll(max(0.0, timeout) * 1000))
 
 
-def _reason(error: OSError, timeout: float | None) -> str:
+def reason_of(error: OSError, timeout: float | None = None) -> str:
+    """Return in a few words why a handshake failed; ``timeout``: the limit that it had, in seconds."""
     if isinstance(error, TimeoutError) and error.errno is None and timeout is not None:
         return f"not done within {timeout:g} s"
     # OpenSSL's words, such as WRONG_VERSION_NUMBER; or the text without the line number of _ssl.c at its end.

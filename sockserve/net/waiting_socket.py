@@ -16,6 +16,13 @@ class WaitingSocket(socket.socket):
         """Wait until ``recv()`` would not wait; return whether it would give any bytes. Raises what it would raise."""
         raise NotImplementedError
 
+    def wait_readable(self, timeout: float) -> bool:
+        """Wait until more input has come, at most ``timeout`` seconds; return whether it may have. Raises OSError.
+
+        Of what had come before, and was left unread, nothing is told again.
+        """
+        raise NotImplementedError
+
     def wait_writable(self, timeout: float) -> bool:
         """Wait until it takes more output, at most ``timeout`` seconds (inf: without limit); return whether it may."""
         raise NotImplementedError

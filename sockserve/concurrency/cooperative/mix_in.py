@@ -157,6 +157,10 @@ class GreenletMixIn(DispatchingMixIn):
             tell_cut(self, live)
             return live.outcome
 
+    def _serving_wrapped(self, request: Any) -> Any:
+        # Before the handshake: one that has begun must not stop all others.
+        return cooperative(request)
+
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Run the handler; a request that ``prepare_request()`` wrapped for TLS becomes cooperative before."""
         if is_tls(request):

@@ -301,6 +301,18 @@ class CooperativeMethods(WaitingSocket):
                 return True
         return bool(self.recv(1, socket.MSG_PEEK))
 
+    def wait_readable(self, timeout: float) -> bool:
+        """Wait until more input has come, at most ``timeout`` seconds; say whether it may have. Raises OSError (EBADF).
+
+        What has come before the last read, and was not taken by it, is not told of again.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            self._serving_channel.wait_input(deadline)
+        except TimeoutError:
+            return False
+        return time.monotonic() < deadline
+
     def wait_writable(self, timeout: float) -> bool:
         """Wait until it takes more output, at most ``timeout`` seconds (inf: without limit); return whether it may.
 

@@ -99,7 +99,7 @@ class ParkingLot:
         self.unheard: collections.deque[LiveRequest] = collections.deque()
         """Taken out, and the system cannot watch them again: a thread has to call ``end_unheard()``."""
 
-    def park(self, live: LiveRequest) -> bool:
+    def park(self, live: LiveRequest, limit: float | None = None) -> bool:
         """Give a connection to whoever sees that its client speaks; false: nobody will any more.
 
         If true the caller must not touch it again. If the system cannot watch it, the log says so, and it is false.
@@ -115,14 +115,15 @@ class ParkingLot:
         # A copy: this thread has not left the present one when the next enters it.
         ticket.context = contextvars.copy_context()
         live.thread = None
-        live.state = "parked"
+        before, live.state = live.state, "parked"
         if ticket.turn:
             is_over = ticket.turn < 0
             ticket.turn = 0.0
             if is_over:
                 self.later.append(live)
                 return True
-        limit = request.gettimeout()
+        if limit is None:
+            limit = request.gettimeout()
         if limit:
             self._limit(live, limit)
         elif ticket.limit:
@@ -132,7 +133,7 @@ class ParkingLot:
         if ticket.limit:
             self._forget_limit(ticket)
         live.thread = threading.get_ident()
-        live.state = "handle"
+        live.state = before
         return False
 
     def is_turn_over(self, live: LiveRequest) -> bool:
