@@ -10,20 +10,11 @@ import ssl
 from typing import Any
 
 import pytest
-from support.certificates import Authority, Files
+from support.certificates import Files, Pki
 from support.log_watch import ExpectLog
 
 import sockserve
 from sockserve.net.tls_settings import TLS, as_tls
-
-
-class Pki:
-    """An authority and what it has signed, made once: each takes some milliseconds of openssl."""
-
-    def __init__(self, directory: pathlib.Path) -> None:
-        self.authority = Authority(directory)
-        self.a, self.b = (self.authority.sign(name) for name in ("a.test", "b.test"))
-        self.locked = self.authority.sign("locked.test", password="secret")  # noqa: S106
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +45,6 @@ def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, name: str = "a.t
     return here, there
 
 
-def client_of(pki: Pki, certificate: Files | None = None) -> ssl.SSLContext:
-    """A client that trusts the authority."""
-    context = ssl.create_default_context(cafile=str(pki.authority.certificate))
-    if hasattr(ssl, "VERIFY_X509_STRICT"):
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    if certificate is not None:
-        context.load_cert_chain(*certificate)
-    return context
-
-
 def names_of(end: ssl.SSLObject) -> str:
     """The common name that the other end showed."""
     certificate: Any = end.getpeercert()
@@ -78,7 +59,7 @@ def test_a_certificate_is_served_and_no_ticket_beside_it(pki: Pki) -> None:
     assert context.options & ssl.OP_NO_TICKET
     assert context.options & ssl.OP_NO_RENEGOTIATION
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
-    here, there = shake_hands(context, client_of(pki))
+    here, there = shake_hands(context, pki.client())
     assert names_of(here) == "a.test"
     assert there.selected_alpn_protocol() is None
     with pytest.raises(ssl.SSLWantReadError):
@@ -88,7 +69,7 @@ def test_a_certificate_is_served_and_no_ticket_beside_it(pki: Pki) -> None:
 
 def test_tickets_can_be_asked_for(pki: Pki) -> None:
     """With ``tickets`` a client can resume its session."""
-    tls, client = TLS(*pki.a, tickets=1), client_of(pki)
+    tls, client = TLS(*pki.a, tickets=1), pki.client()
     here, _ = shake_hands(tls.context, client)
     with pytest.raises(ssl.SSLWantReadError):
         here.read(1)
@@ -99,7 +80,7 @@ def test_tickets_can_be_asked_for(pki: Pki) -> None:
 def test_protocols_and_versions_are_those_that_were_given(pki: Pki) -> None:
     """ALPN takes the first of the client's that is offered."""
     tls = TLS(*pki.a, alpn=("h2", "http/1.1"), minimum_version=ssl.TLSVersion.TLSv1_3)
-    client = client_of(pki)
+    client = pki.client()
     client.set_alpn_protocols(["http/1.1"])
     assert shake_hands(tls.context, client)[1].selected_alpn_protocol() == "http/1.1"
     client.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -114,7 +95,7 @@ def test_x25_client_certificates_without_extensions_are_accepted_and_no_secret_i
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
     tls = TLS(*pki.a, client_ca=pki.authority.certificate)
     monkeypatch.delenv("SSLKEYLOGFILE")
-    here, there = shake_hands(tls.context, client_of(pki, pki.b))
+    here, there = shake_hands(tls.context, pki.client(pki.b))
     with pytest.raises(ssl.SSLWantReadError):
         here.read(1)
     assert names_of(there) == "b.test"
@@ -124,9 +105,9 @@ def test_x25_client_certificates_without_extensions_are_accepted_and_no_secret_i
 def test_a_client_certificate_is_required_or_optional(pki: Pki) -> None:
     """Without one a client fails where it is required, and not where it is optional."""
     with pytest.raises(ssl.SSLError, match=r"(?i)peer did not return a certificate"):
-        shake_hands(TLS(*pki.a, client_ca=pki.authority.certificate).context, client_of(pki))
+        shake_hands(TLS(*pki.a, client_ca=pki.authority.certificate).context, pki.client())
     optional = TLS(*pki.a, client_ca=pki.authority.certificate, client_certificate="optional")
-    assert shake_hands(optional.context, client_of(pki))[1].getpeercert() is None
+    assert shake_hands(optional.context, pki.client())[1].getpeercert() is None
     with pytest.raises(ValueError, match="required"):
         TLS(*pki.a, client_certificate="never")  # type: ignore[arg-type]
 
@@ -195,8 +176,8 @@ def test_x17_a_renewed_certificate_makes_another_context(pki: Pki, files: Files,
     tls.check()
     loaded.wait()
     assert tls.context is not old
-    assert names_of(shake_hands(tls.context, client_of(pki), "b.test")[0]) == "b.test"
-    assert names_of(shake_hands(old, client_of(pki))[0]) == "a.test"
+    assert names_of(shake_hands(tls.context, pki.client(), "b.test")[0]) == "b.test"
+    assert names_of(shake_hands(old, pki.client())[0]) == "a.test"
 
 
 def test_files_are_looked_at_once_in_a_while(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +212,7 @@ def test_x18_a_pair_that_does_not_fit_keeps_the_old_one(pki: Pki, files: Files, 
     shutil.copy(pki.b.key, files.key)
     tls.check()
     assert len(loaded.wait()) == 1
-    assert names_of(shake_hands(tls.context, client_of(pki), "b.test")[0]) == "b.test"
+    assert names_of(shake_hands(tls.context, pki.client(), "b.test")[0]) == "b.test"
 
 
 def test_a_certificate_that_is_gone_keeps_the_old_one(files: Files, expect_log: ExpectLog) -> None:
@@ -258,7 +239,7 @@ def test_x19_a_swapped_link_is_seen(pki: Pki, tmp_path: pathlib.Path, expect_log
     (tmp_path / "..data_tmp").symlink_to("2")
     (tmp_path / "..data_tmp").replace(tmp_path / "..data")
     tls.check()
-    assert names_of(shake_hands(tls.context, client_of(pki), "b.test")[0]) == "b.test"
+    assert names_of(shake_hands(tls.context, pki.client(), "b.test")[0]) == "b.test"
 
 
 def test_files_that_change_while_they_are_loaded_are_no_error(
@@ -277,7 +258,7 @@ def test_files_that_change_while_they_are_loaded_are_no_error(
 
     monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load_and_exchange)
     tls.check()
-    assert names_of(shake_hands(tls.context, client_of(pki), "b.test")[0]) == "b.test"
+    assert names_of(shake_hands(tls.context, pki.client(), "b.test")[0]) == "b.test"
 
 
 def test_a_reload_is_of_the_hosts_too(pki: Pki, files: Files, expect_log: ExpectLog) -> None:
@@ -308,7 +289,7 @@ def test_x16_a_session_of_a_host_is_none_at_another(pki: Pki) -> None:
     """X16: with tickets a session of a.test, where no certificate is asked for, is not resumed at b.test."""
     b = TLS(*pki.b, client_ca=pki.authority.certificate, tickets=1)
     tls = TLS(*pki.a, hosts={"b.test": b}, tickets=1)
-    client = client_of(pki)
+    client = pki.client()
     here, _ = shake_hands(tls.context_for("a.test"), client)
     with pytest.raises(ssl.SSLWantReadError):
         here.read(1)

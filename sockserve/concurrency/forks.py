@@ -34,7 +34,7 @@ from sockserve.core.events import Events
 from sockserve.core.forked import tell_when_forked
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
-from sockserve.core.preparing import tls_of
+from sockserve.core.preparing import prepares, tls_of
 from sockserve.core.replaced import reach
 from sockserve.core.request_life import forget
 from sockserve.core.request_states import Outcome
@@ -243,7 +243,7 @@ class ForkingMixIn(DispatchingMixIn):
         return ForkDispatcher(lambda: self.max_children)
 
     def _serving_dispatch(self, live: LiveRequest) -> None:
-        if getattr(self, "_serving_has_steps", False) and (tls := tls_of(self)) is not None:
+        if prepares(self) and (tls := tls_of(self)) is not None:
             # Here, or each child would load anew what has changed.
             tls.check()
         release = functools.partial(self._serving_release, live)

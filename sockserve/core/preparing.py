@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sockserve.core.active_requests import ActiveRequests, LiveRequest
 from sockserve.core.connection_info import ConnectionInfo, TLSInfo, plain_info, tls_info_of
 from sockserve.core.poller import wait_readable
-from sockserve.core.serving import serving_of, table_of
+from sockserve.core.serving import Served, serving_of, table_of
 from sockserve.errors import DatagramTruncatedError, HandshakeError, PeerError, ProxyHeaderError, RefusedError
 from sockserve.net.closing import end_input
 from sockserve.net.networks import networks_of
@@ -33,7 +33,17 @@ if TYPE_CHECKING:
     from sockserve.net.proxy_header import ProxyHeader
     from sockserve.net.tls_settings import TLS
 
-__all__ = ["DRAIN_GRACE", "Preparation", "check_settings", "complete", "is_proxied", "prepare", "record_of", "tls_of"]
+__all__ = [
+    "DRAIN_GRACE",
+    "Preparation",
+    "check_settings",
+    "complete",
+    "is_proxied",
+    "prepare",
+    "prepares",
+    "record_of",
+    "tls_of",
+]
 
 DRAIN_GRACE = 0.5
 """Seconds that a drain gives one that has just begun: a healthy handshake is over by then, also across an ocean."""
@@ -68,9 +78,14 @@ def tls_of(server: Any, given: Any = None) -> TLS | None:
     return settings.tls
 
 
+def prepares(server: Any) -> bool:
+    """Whether PREPARE of a server, a standard library's too, is more than to call ``prepare_request()``."""
+    return bool(getattr(server, "_serving_prepares", False))
+
+
 def check_settings(server: Any) -> None:
     """Raise TypeError or AddressError if what a server says of PREPARE cannot work. Called when it begins to serve."""
-    if getattr(server, "_serving_prepares", False):
+    if prepares(server) and server._serving_has_steps:  # noqa: SLF001 - the servers' answer to this module
         if server.tls is not None:
             if is_tls(getattr(server, "socket", None)):
                 raise TypeError(f"{server}: its socket is wrapped by an SSLContext already, so tls must be None")
@@ -330,7 +345,8 @@ class Preparation:
         self._is_tls = True
         name = yield from self._look_at_hello(sock, tls)
         wrapped: Any = _wrap(tls.context_for(name), sock)
-        wrapped = self._server._serving_wrapped(wrapped) if hasattr(self._server, "_serving_wrapped") else wrapped  # noqa: SLF001
+        if isinstance(self._server, Served):
+            wrapped = self._server._serving_wrapped(wrapped)  # noqa: SLF001 - the mix-ins' answer to this module
         self._live.table.replace(self._live, wrapped)
         while True:
             try:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.events import Events
-from sockserve.core.preparing import DRAIN_GRACE, Preparation, prepare
+from sockserve.core.preparing import DRAIN_GRACE, Preparation, prepare, prepares
 from sockserve.core.replaced import reach
 from sockserve.core.request_states import RequestState
 from sockserve.core.serving import serving_of, table_of
@@ -110,7 +110,7 @@ def take(server: Any, live: LiveRequest) -> None:
 
 def serves_at_once(server: Any, events: Events) -> bool:
     """Whether for this server ``take_again()`` is as good as ``take()``: no hook nor observer could tell."""
-    if events.hear_all or getattr(server, "_serving_prepares", False):
+    if events.hear_all or prepares(server):
         return False
     return _STEPS.get(getattr(server.process_request, "__func__", None)) is serve
 

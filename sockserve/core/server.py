@@ -184,10 +184,6 @@ class TCPServer(BaseServer[StreamT, AddressT]):
             or self.direct_from is not None
         )
 
-    def _serving_wrapped(self, request: Any) -> Any:
-        """What is to stand in the place of a connection that TLS was just put around."""
-        return request
-
     def prepare_request(self, request: StreamT, client_address: AddressT) -> tuple[StreamT, AddressT]:
         """Shake hands if ``get_request()`` or the listener wrapped the connection for TLS. Raises HandshakeError.
 

@@ -173,6 +173,10 @@ class Served:
 
     _serving_state = _made_on_first_use
 
+    def _serving_wrapped(self, request: Any) -> Any:
+        """What is to stand in the place of a connection that TLS was just put around, before the handshake."""
+        return request
+
 
 class ServedInLoop(Served):
     """The base of what serves in a loop of ours: BaseServer, and the mix-ins that bring such a loop to any server."""

@@ -56,6 +56,24 @@ class Authority:
         return files
 
 
+class Pki:
+    """An authority and what it has signed: each takes some milliseconds of openssl."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.authority = Authority(directory)
+        self.a, self.b = (self.authority.sign(name) for name in ("a.test", "b.test"))
+        self.locked = self.authority.sign("locked.test", password="secret")  # noqa: S106
+
+    def client(self, certificate: Files | None = None) -> ssl.SSLContext:
+        """The context of a client that trusts the authority and shows this certificate, if any."""
+        context = ssl.create_default_context(cafile=str(self.authority.certificate))
+        # Since 3.13: the certificates here lack an extension on purpose.
+        context.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", 0)
+        if certificate is not None:
+            context.load_cert_chain(*certificate)
+        return context
+
+
 def _run(*arguments: str | pathlib.Path) -> None:
     command = ["openssl", *map(str, arguments)]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
