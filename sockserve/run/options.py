@@ -17,7 +17,7 @@ from sockserve.seconds import limit_of
 
 __all__ = ["OPTIONS", "Option", "check", "misfit", "server_attributes"]
 
-Values: TypeAlias = Mapping[str, Any]
+Values: TypeAlias = Mapping[str, object]
 
 LARGEST = 2**31 - 1
 """What listen(2) takes: a C int."""
@@ -143,28 +143,48 @@ class Option(NamedTuple):
         return "--" + self.name.replace("_", "-")
 
 
+def _has_children(values: Values) -> bool:
+    return values["model"] == "fork"
+
+
+def _has_no_children(values: Values) -> bool:
+    return values["model"] != "fork"
+
+
+def _has_a_pool(values: Values) -> bool:
+    return values["model"] == "pool"
+
+
+def _has_workers(values: Values) -> bool:
+    return values["processes"] is not None
+
+
+def _can_fork(_: Values) -> bool:
+    return hasattr(os, "fork")
+
+
 CHILDREN = Purpose(
-    lambda values: values["model"] == "fork",
+    _has_children,
     "--model fork",
     "limits child processes, and the model {model!r} has none",
 )
 THREADS = Purpose(
-    lambda values: values["model"] == "pool",
+    _has_a_pool,
     "--model pool",
     "limits a pool's threads, and the model {model!r} has none",
 )
 WORKERS = Purpose(
-    lambda values: values["processes"] is not None,
+    _has_workers,
     "--processes",
     "is for worker processes, and there are none without processes",
 )
 NO_CHILDREN = Purpose(
-    lambda values: values["model"] != "fork",
+    _has_no_children,
     "the other models: --model fork has a process for each request",
     "are for the other models: with 'fork' each request has a process of its own",
 )
 FORK = Purpose(
-    lambda _: hasattr(os, "fork"),
+    _can_fork,
     "platforms that have fork(2)",
     "need fork(2), which this platform lacks",
 )

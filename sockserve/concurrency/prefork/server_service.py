@@ -104,7 +104,7 @@ def begin_to_listen(server: Any) -> None:
 
 def close_twins(server: Any) -> None:
     """Close this process's listeners of all places but the one that the server has itself."""
-    for twin in (serving_of(server).pop(_Twins) or {}).values():
+    for twin in (serving_of(server).pop(_Twins) or _Twins()).values():
         twin.close()
 
 
