@@ -19,7 +19,7 @@ from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
-from sockserve.concurrency.prefork.service import cpu_count
+from sockserve.concurrency.cpus import cpu_count
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, call_within, connect, leaks
 

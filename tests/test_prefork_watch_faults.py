@@ -17,7 +17,7 @@ from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
-from sockserve.concurrency.prefork import hang_detection, supervisor
+from sockserve.concurrency.prefork import crew, hang_detection
 from sockserve.core.loop import Loop
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask
@@ -35,7 +35,7 @@ class Server(sockserve.PreForkMixIn, sockserve.ThreadingTCPServer):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """One that is not running yet; it tries again soon."""
-    for module in (hang_detection, supervisor):
+    for module in (hang_detection, crew):
         monkeypatch.setattr(module, "WATCH_AGAIN", 0.02)
     with Server(("127.0.0.1", 0), handlers(sockserve).Echo) as server:
         yield server

@@ -13,7 +13,7 @@ import contextlib
 import faulthandler
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 from sockserve.core.deferral import end_in_child, get_handler, raw_signal, set_handler
@@ -29,6 +29,7 @@ __all__ = [
     "take_for_stacks",
     "take_wakeup",
     "take_wakeup_again",
+    "taking",
     "when_forked",
 ]
 
@@ -80,6 +81,23 @@ def give_back(taken: Taken) -> None:
         # None: what it had was not installed by Python.
         set_handler(taken.signum, raw_signal.SIG_DFL if taken.before is None else taken.before)
         _taken.remove(taken)
+
+
+@contextlib.contextmanager
+def taking(meanings: Mapping[int, Callable[[int], object]]) -> Generator[None]:
+    """Call these for their signals until the block ends; then each means again what it did before.
+
+    In the main thread only: ValueError in any other, and none of them is taken then.
+    """
+    taken: list[Taken] = []
+    try:
+        for signum, handler in meanings.items():
+            taken.append(take(signum, handler))
+        yield
+    finally:
+        # The first last: that is SIGINT where it is among them, whose handler may raise.
+        for each in reversed(taken):
+            give_back(each)
 
 
 def is_ignored(signum: int) -> bool:

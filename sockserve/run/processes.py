@@ -8,17 +8,17 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
-from sockserve.concurrency.prefork.mix_in import SupervisorStay, handling_signals
+from sockserve.concurrency.prefork.mix_in import SupervisorStay
+from sockserve.concurrency.prefork.signals import handling_signals
 from sockserve.concurrency.prefork.supervisor import Supervisor
-from sockserve.concurrency.prefork.worker_commands import Duties
 from sockserve.concurrency.prefork.worker_handle import drain_within
 from sockserve.concurrency.prefork.worker_link import Link
-from sockserve.concurrency.prefork.worker_main import obey, wait_for_requests
+from sockserve.concurrency.prefork.worker_main import live
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import Counters, Observer
 from sockserve.core.loop import Loop
 from sockserve.core.server import TCPServer
-from sockserve.core.serving import begin_anew, serving_of
+from sockserve.core.serving import serving_of
 from sockserve.errors import AlreadyServingError
 from sockserve.net.address import format_address
 from sockserve.net.listen import listens
@@ -55,29 +55,30 @@ class _Service:
 
     def work(self, link: Link) -> None:
         """Serve all addresses."""
-        duties = Duties(link, self._servers)
-        for server in self._servers:
-            _begin_worker(server, link, (*self._observers, duties))
-        obey(link, duties)
-        if link.orders.is_anew and self._name is not None:
-            self._directory.follow()
-            forget_modules()
-            handler = load_handler(self._name)
-            for server in self._servers:
-                server.RequestHandlerClass = handler
-        with Loop() as loop:
+        loop = Loop()
+
+        def serve() -> None:
+            if link.orders.is_anew and self._name is not None:
+                self._load_anew(self._name)
             for server in self._servers:
                 server.attach(loop)
             link.beat_in(loop)
             loop.run()
-            link.has_stopped()
+
+        def finish() -> None:
             # Until the last request has ended: some need a loop.
             Draining(self._servers, loop, None)
             loop.run()
+            loop.close()
+
+        live(link, self._servers, serve, finish, observers=self._observers, shares_listener=True)
+
+    def _load_anew(self, name: str) -> None:
+        self._directory.follow()
+        forget_modules()
+        handler = load_handler(name)
         for server in self._servers:
-            server.server_close()
-        wait_for_requests(self._servers)
-        duties.wait_to_end()
+            server.RequestHandlerClass = handler
 
     def open_place(self, place: int) -> None:
         """Nothing: all places share the listeners."""
@@ -103,13 +104,6 @@ class _Service:
         ready, self._ready = self._ready, None
         if ready is not None:
             ready()
-
-
-def _begin_worker(server: AnyServer, link: Link, observers: Sequence[Observer]) -> None:
-    begin_anew(server)
-    serving_of(server).shares_listener = True
-    vars(server)["worker_id"] = link.orders.worker_id
-    server.observers += tuple(observers)
 
 
 def serve_in_processes(

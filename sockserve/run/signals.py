@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 
 from sockserve.core.deferral import get_handler
 from sockserve.core.loop import Loop
-from sockserve.core.taken_signals import Taken, give_back, is_ignored, take
+from sockserve.core.taken_signals import is_ignored, taking
 from sockserve.log import log
 
 __all__ = ["STOP_SIGNALS", "answering_for_processes", "handling", "noting_sigterm"]
@@ -32,17 +32,9 @@ def handling(
     One that may come from a terminal and is ignored stays so: it was asked for, by nohup(1) or a shell's ``&``. For the
     main thread only: ValueError in any other.
     """
-    taken: list[Taken] = []
-    try:
-        for signum in signals:
-            if signum in FROM_TERMINALS and is_ignored(signum):
-                continue
-            taken.append(take(signum, lambda number: on_signal(signal.Signals(number))))
+    heard = [signum for signum in signals if signum not in FROM_TERMINALS or not is_ignored(signum)]
+    with taking(dict.fromkeys(heard, lambda number: on_signal(signal.Signals(number)))):
         yield
-    finally:
-        # The first last: that is SIGINT, whose handler may raise.
-        for each in reversed(taken):
-            give_back(each)
 
 
 @contextlib.contextmanager

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from sockserve.concurrency.cpus import cpu_count
 from sockserve.concurrency.dispatch import WaitingForWorkersMixIn
 from sockserve.concurrency.pool.coordinator import Coordinator
 from sockserve.concurrency.pool.workers import Pool, PoolSettings
@@ -105,7 +105,7 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn, ServedInLoop):
         # Not "< 0", which is false of NaN.
         if not idle_timeout >= 0:
             raise ValueError(f"idle_timeout must be None, or a number of seconds from 0 on, not {idle_timeout!r}")
-        most = self.max_workers if self.max_workers is not None else min(32, _cpus() + 4)
+        most = self.max_workers if self.max_workers is not None else min(32, cpu_count() + 4)
         return PoolSettings(
             name=str(self),
             fewest=max(1, min(self.min_workers, most)),
@@ -130,8 +130,3 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn, ServedInLoop):
 
 def _is_of_stdlib(hook: object) -> bool:
     return getattr(hook, "__qualname__", "").startswith("BaseServer.") and hook.__module__ == "socketserver"
-
-
-def _cpus() -> int:
-    count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
-    return count() or 1

@@ -8,37 +8,30 @@ Rule 3. The verbs mean all workers in the supervisor's process, and that one wor
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sockserve.concurrency.forks import ForkingMixIn
-from sockserve.concurrency.prefork.protocol import HANDLED
 from sockserve.concurrency.prefork.server_service import ServerService, begin_to_listen, close_twins, take_place
+from sockserve.concurrency.prefork.signals import handling_signals
 from sockserve.concurrency.prefork.supervisor import Supervisor
-from sockserve.concurrency.prefork.worker_commands import Duties
 from sockserve.concurrency.prefork.worker_handle import leave_within
 from sockserve.concurrency.prefork.worker_link import Link
-from sockserve.concurrency.prefork.worker_main import obey, wait_for_requests
+from sockserve.concurrency.prefork.worker_main import live
 from sockserve.core.base_order import refuse_wrong_order
-from sockserve.core.deferral import Deferral, get_handler
-from sockserve.core.events import LogObserver
+from sockserve.core.deferral import Deferral
 from sockserve.core.lifecycle import Drained, Stay
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
-from sockserve.core.serving import Served, ServedInLoop, begin_anew, stay_begins, stay_ends
-from sockserve.core.taken_signals import Taken, give_back, take
+from sockserve.core.serving import Served, stay_begins, stay_ends
 from sockserve.errors import AlreadyServingError, ServerClosedError
 from sockserve.net import blocking_mode
 from sockserve.net.listen import listens
 from sockserve.seconds import check_times, limit_of
 
-__all__ = ["PreForkMixIn", "handling_signals"]
+__all__ = ["PreForkMixIn"]
 
 FIRST_IDLE_POLL = 0.001
 IDLE_POLL = 0.05
@@ -281,80 +274,25 @@ class PreForkMixIn(Served):
     def _serving_work_as_worker(self, link: Link) -> None:
         self.worker_id = link.orders.worker_id
         self._serving_link = link
-        # In this order: the listeners of all places are part of what is forgotten.
-        shares_listener = take_place(self)
-        begin_anew(self)
-        self._serving_state.shares_listener = shares_listener
-        self._serving_state.when_begun = link.beat_in
-        duties = Duties(link, [self])
-        self.observers = (*getattr(self, "observers", (LogObserver(),)), duties)
         # The supervisor has the clock.
         self.drain_timeout = None
-        if not isinstance(self, ServedInLoop):
-            _beat_and_count_by_hooks(self, link, duties)
-        obey(link, duties)
-        self.setup_worker()
-        begin_to_listen(self)
-        super().serve_forever(self._serving_poll_interval)  # type: ignore[misc]
-        link.has_stopped()
-        self.server_close()
-        wait_for_requests([self])
-        duties.wait_to_end()
+        serve_forever = super().serve_forever  # type: ignore[misc]
+
+        def serve() -> None:
+            self._serving_state.when_begun = link.beat_in
+            self.setup_worker()
+            begin_to_listen(self)
+            serve_forever(self._serving_poll_interval)
+
+        # In this order: the listeners of all places are part of what live() forgets.
+        shares_listener = take_place(self)
+        live(link, [self], serve, shares_listener=shares_listener)
 
 
 class _LentListener(NamedTuple):
     """A listener whose blocking mode the supervisor has changed, and gives back."""
 
     listener: Any
-
-
-def _beat_and_count_by_hooks(server: Any, link: Link, duties: Duties) -> None:
-    """On a standard library's server, whose loop is not ours and tells no observer; in one worker's copy of it."""
-    # It is ready after the first turn, in which it may have accepted.
-    link.page.begin()
-    service_actions, get_request, close_request = server.service_actions, server.get_request, server.close_request
-
-    def beat() -> None:
-        service_actions()
-        link.beat()
-
-    def accept() -> Any:
-        accepted = get_request()
-        duties.begin_one()
-        return accepted
-
-    def close(request: Any) -> None:
-        close_request(request)
-        duties.end_one(HANDLED)
-
-    server.service_actions = beat
-    server.get_request = accept
-    server.close_request = close
-
-
-@contextlib.contextmanager
-def handling_signals(supervisor: Supervisor) -> Generator[None]:
-    """Give signals that have their default meaning the one that they have for a supervisor, in the main thread."""
-    meanings: dict[signal.Signals, Callable[[], None]] = {
-        signal.SIGTERM: supervisor.stop,
-        signal.SIGHUP: supervisor.roll,
-        signal.SIGTTIN: supervisor.more,
-        signal.SIGTTOU: supervisor.fewer,
-    }
-    taken: list[Taken] = []
-    try:
-        if threading.current_thread() is threading.main_thread():
-            for signum, verb in meanings.items():
-                if get_handler(signum) == signal.SIG_DFL:
-                    taken.append(take(signum, functools.partial(_call, verb)))
-        yield
-    finally:
-        for each in taken:
-            give_back(each)
-
-
-def _call(verb: Callable[[], None], _signum: int) -> None:
-    verb()
 
 
 def _refuse_senseless(cls: type) -> None:

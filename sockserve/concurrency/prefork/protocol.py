@@ -43,6 +43,7 @@ __all__ = [
     "SUSPENSIONS",
     "Orders",
     "Page",
+    "Reader",
     "choose_dump_signal",
     "told_since",
     "with_jitter",
@@ -66,6 +67,9 @@ def choose_dump_signal() -> signal.Signals:
     """
     return signal.SIGXCPU if is_ignored(signal.SIGQUIT) else signal.SIGQUIT
 
+
+LONGEST_TEXT = 65536
+"""Bytes that are kept of what a worker writes: the stacks of some hundred threads."""
 
 BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS, BEGUN, TOO_LATE, SUSPENSIONS, PAUSED, STALE = range(12)
 """SUSPENSIONS: how often the worker shall have paused and gone on, so that an odd number means a pause. PAUSED: for
@@ -152,6 +156,32 @@ class Page:
         counters.refused += numbers[REFUSED]
         # Not by what was active: it may have been killed between two counts.
         counters.failed += numbers[ACCEPTED] - numbers[HANDLED] - numbers[REFUSED]
+
+
+class Reader:
+    """Reads what a worker writes: words, the stacks of its threads, and why it fails. Without I/O, from any pieces."""
+
+    def __init__(self) -> None:
+        self.cause: bytes | None = None
+        """Why the worker says that it fails; None: it has not said so."""
+        self._text = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what was received, and return the words in it. Keeps ``LONGEST_TEXT`` bytes of all else."""
+        if self.cause is not None:
+            self.cause += data[: LONGEST_TEXT - len(self.cause)]
+            return b""
+        data, mark, rest = data.partition(CAUSE)
+        if mark:
+            self.cause = rest[:LONGEST_TEXT]
+        self._text += bytes(byte for byte in data if byte > CAUSE[0])[: LONGEST_TEXT - len(self._text)]
+        return bytes(byte for byte in data if byte < CAUSE[0])
+
+    def take_text(self) -> str:
+        """The stacks, as far as they were read; once."""
+        text = self._text.decode(errors="replace").rstrip()
+        self._text.clear()
+        return text
 
 
 def told_since(counts: list[tuple[int, int]], heard: dict[int, int]) -> bytes:

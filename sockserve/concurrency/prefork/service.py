@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from typing import Protocol
 
 from sockserve.concurrency.prefork.worker_link import Link
 
-__all__ = ["Service", "Settings", "cpu_count"]
+__all__ = ["Service", "Settings"]
 
 
 class Settings(Protocol):
@@ -50,14 +48,3 @@ class Service(Protocol):
 
     def serves(self) -> None:
         """A worker is ready."""
-
-
-def cpu_count() -> int:
-    """How many CPUs this process may use (sched_getaffinity(2))."""
-    counted: Callable[[], int | None] | None = getattr(os, "process_cpu_count", None)
-    if counted is not None:
-        # Since Python 3.13; obeys -X cpu_count too.
-        return counted() or 1
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

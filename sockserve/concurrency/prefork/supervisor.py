@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from sockserve.concurrency.child_process import POLL_WITHOUT_PIDFD
+from sockserve.concurrency.cpus import cpu_count
 from sockserve.concurrency.prefork.crew import Crew
 from sockserve.concurrency.prefork.ending import Ending
 from sockserve.concurrency.prefork.hang_detection import HangDetector
@@ -33,7 +34,7 @@ from sockserve.concurrency.prefork.protocol import (
     choose_dump_signal,
     with_jitter,
 )
-from sockserve.concurrency.prefork.service import Service, Settings, cpu_count
+from sockserve.concurrency.prefork.service import Service, Settings
 from sockserve.concurrency.prefork.storms import Storms
 from sockserve.concurrency.prefork.worker_handle import Step, WorkerHandle, drain_within, retire_within
 from sockserve.core.deferral import Deferral

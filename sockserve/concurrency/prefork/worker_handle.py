@@ -12,7 +12,6 @@ from sockserve.concurrency.child_process import Child, fork, ignore
 from sockserve.concurrency.prefork.outcomes import Stage
 from sockserve.concurrency.prefork.parent_process import ParentProcess
 from sockserve.concurrency.prefork.protocol import (
-    CAUSE,
     CUT,
     DRAIN,
     FREE,
@@ -23,6 +22,7 @@ from sockserve.concurrency.prefork.protocol import (
     SUSPENSIONS,
     Orders,
     Page,
+    Reader,
     told_since,
 )
 from sockserve.concurrency.prefork.worker_link import Link
@@ -33,9 +33,6 @@ from sockserve.core.taken_signals import is_ignored, take, take_wakeup
 from sockserve.core.wake_up import send_wake_up
 
 __all__ = ["KILL", "Step", "WorkerHandle", "cut_now", "drain_within", "leave_within", "retire_within"]
-
-LONGEST_TEXT = 65536
-"""Bytes that are kept of what a worker writes: the stacks of some hundred threads."""
 
 DRAIN_GRACE = 2.0
 """Seconds between the end of a request's input and its cut, for one that had all its time before."""
@@ -83,8 +80,6 @@ class WorkerHandle:
     """The next step of its end."""
     step_time = 0.0
     """Seconds from one step to that."""
-    cause: bytes | None = None
-    """Why it says that it fails."""
 
     def __init__(self, orders: Orders, generation: int, attempt: int, suspensions: int) -> None:
         self.orders = orders
@@ -100,7 +95,7 @@ class WorkerHandle:
         # Otherwise socket.setdefaulttimeout() is about the worker's end.
         self._theirs.setblocking(True)
         self._heard: dict[int, int] = {}
-        self._text = bytearray()
+        self._reader = Reader()
 
     def __str__(self) -> str:
         return f"worker {self.place} (process {self.child.pid})"
@@ -196,14 +191,7 @@ class WorkerHandle:
                 data = b""
             if not data:
                 return self._with_words(bytes(told)), False
-            if self.cause is not None:
-                self.cause += data[: LONGEST_TEXT - len(self.cause)]
-                continue
-            data, mark, rest = data.partition(CAUSE)
-            if mark:
-                self.cause = rest
-            told += bytes(byte for byte in data if byte < CAUSE[0])
-            self._text += bytes(byte for byte in data if byte > CAUSE[0])[: LONGEST_TEXT - len(self._text)]
+            told += self._reader.feed(data)
 
     def _with_words(self, told: bytes) -> bytes:
         # After the socket was emptied: what is said from now on wakes anew.
@@ -215,9 +203,7 @@ class WorkerHandle:
 
     def take_text(self) -> str:
         """The stacks that it wrote, as far as they were heard; once."""
-        text = self._text.decode(errors="replace").rstrip()
-        self._text.clear()
-        return text
+        return self._reader.take_text()
 
     def how_it_ended(self, status: int) -> str:
         """Its exit status, or its signal, in words, and what it said about it."""
@@ -226,7 +212,8 @@ class WorkerHandle:
         else:
             names = {signum.value: signum.name for signum in signal.Signals}
             how = f"was killed by {names.get(-status, f'signal {-status}')}"
-        return f"{self} {how}" + (f": {self.cause.decode(errors='replace')}" if self.cause else "")
+        cause = self._reader.cause
+        return f"{self} {how}" + (f": {cause.decode(errors='replace')}" if cause else "")
 
     def close(self) -> None:
         """Close this process's descriptors of it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from sockserve.concurrency.child_process import leave_process
@@ -20,6 +20,7 @@ from sockserve.concurrency.prefork.protocol import (
     CUT,
     DRAIN,
     FREE,
+    HANDLED,
     LEAVE,
     LOOK,
     RETIRE,
@@ -27,13 +28,14 @@ from sockserve.concurrency.prefork.protocol import (
 )
 from sockserve.concurrency.prefork.worker_commands import Duties
 from sockserve.concurrency.prefork.worker_link import Link
+from sockserve.core.events import LogObserver, Observer
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.one_shot import OneShot
-from sockserve.core.serving import finish_lingering, table_of
+from sockserve.core.serving import ServedInLoop, begin_anew, finish_lingering, serving_of, table_of
 from sockserve.core.taken_signals import take, when_forked
 from sockserve.log import log
 
-__all__ = ["be_worker", "obey", "wait_for_requests"]
+__all__ = ["be_worker", "live"]
 
 
 ORPHAN_DRAIN = 3.0
@@ -43,8 +45,67 @@ ORPHAN_END = 1.0
 """Seconds after that, until such a worker ends whatever it is at: both are less than the 5 that are promised."""
 
 
-def obey(link: Link, duties: Duties) -> None:
-    """Do what the supervisor says, from now on. Raises RuntimeError if there is no thread to be had."""
+def live(
+    link: Link,
+    servers: Sequence[Any],
+    serve: Callable[[], None],
+    finish: Callable[[], None] = lambda: None,
+    *,
+    observers: Sequence[Observer] = (),
+    shares_listener: bool,
+) -> None:
+    """Live a worker's life: do what the supervisor says, ``serve()``, and return when no request is in progress.
+
+    ``serve`` returns when the worker was told to leave; ``finish``, called after that was told, when no request needs a
+    loop any more. ``shares_listener``: whether other workers accept from the same listeners. Raises what they raise,
+    and RuntimeError if there is no thread to be had.
+    """
+    duties = Duties(link, servers)
+    for server in servers:
+        begin_anew(server)
+        serving_of(server).shares_listener = shares_listener
+        vars(server)["worker_id"] = link.orders.worker_id
+        server.observers = (*getattr(server, "observers", (LogObserver(),)), *observers, duties)
+        if not isinstance(server, ServedInLoop):
+            _beat_and_count_by_hooks(server, link, duties)
+    _obey(link, duties)
+    serve()
+    link.has_stopped()
+    finish()
+    for server in servers:
+        server.server_close()
+    for server in servers:
+        # Those in daemon threads too.
+        Lifecycle().wait_until_idle(table_of(server), None, OneShot.wait)
+        finish_lingering(server)
+    duties.wait_to_end()
+
+
+def _beat_and_count_by_hooks(server: Any, link: Link, duties: Duties) -> None:
+    """On a standard library's server, whose loop is not ours and tells no observer; in one worker's copy of it."""
+    # It is ready after the first turn, in which it may have accepted.
+    link.page.begin()
+    service_actions, get_request, close_request = server.service_actions, server.get_request, server.close_request
+
+    def beat() -> None:
+        service_actions()
+        link.beat()
+
+    def accept() -> Any:
+        accepted = get_request()
+        duties.begin_one()
+        return accepted
+
+    def close(request: Any) -> None:
+        close_request(request)
+        duties.end_one(HANDLED)
+
+    server.service_actions = beat
+    server.get_request = accept
+    server.close_request = close
+
+
+def _obey(link: Link, duties: Duties) -> None:
     link.when_called_off = duties.leave
     duties.pause_or_go_on()
 
@@ -100,10 +161,3 @@ def be_worker(link: Link, work: Callable[[Link], None]) -> NoReturn:
         link.tell(CAUSE + f"{type(error).__name__}: {error}".encode(errors="replace"))
     finally:
         leave_process(status)
-
-
-def wait_for_requests(servers: Iterable[Any]) -> None:
-    """Wait until nothing is in progress, in daemon threads either."""
-    for server in servers:
-        Lifecycle().wait_until_idle(table_of(server), None, OneShot.wait)
-        finish_lingering(server)
