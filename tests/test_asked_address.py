@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.serving import MODELS
+from support.models import MODELS
 from support.under_test import LIMIT
 
 import sockserve

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-from support.serving import MODELS
+from support.models import MODELS
 
 import sockserve
 from sockserve import testing

@@ -8,9 +8,9 @@ import select
 import signal
 
 import pytest
+from support.models import HERE, MIX_INS, MODELS
 from support.prefork_program import Prefork
 from support.programs import Program
-from support.serving import MODELS
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
@@ -21,7 +21,7 @@ DESCRIPTORS = 48
 
 AT_ONCE = 80
 
-PREFORKED = ("prefork-inline", "prefork-thread", "prefork-pool", "prefork-greenlet")
+PREFORKED = [f"prefork-{model}" for model in HERE]
 
 
 def program(model: str, handler: str, attributes: str = "pass") -> Program:
@@ -51,7 +51,7 @@ def program(model: str, handler: str, attributes: str = "pass") -> Program:
     """)
 
 
-@pytest.mark.parametrize("model", ["thread", "pool", "greenlet", *PREFORKED[1:]])
+@pytest.mark.parametrize("model", [model for model in (*HERE, *PREFORKED) if "inline" not in model])
 def test_without_descriptors_clients_wait(model: str) -> None:
     """Those that came too many are served as soon as others leave, and the log says so."""
     handler = f"""
@@ -107,7 +107,7 @@ signal.signal(signal.SIGUSR2, set_limit)
     [(b"die\n", "was killed by SIGKILL"), (b"leave\n", "ended with exit status 3")],
     ids=["SIGKILL", "_exit"],
 )
-@pytest.mark.parametrize("mix_in", ["", "ThreadingMixIn", "ThreadPoolMixIn", "GreenletMixIn"])
+@pytest.mark.parametrize("mix_in", [MIX_INS[model] for model in HERE])
 def test_a_worker_process_that_is_gone_takes_its_requests_along(mix_in: str, line: bytes, how: str) -> None:
     """In the middle of a request: its client sees the end, those of the other worker do not, and it is replaced."""
     with Prefork(mix_in=mix_in) as server:

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
 
 import pytest
 from support.handlers import handlers
+from support.models import MODELS, mix_ins
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
-from sockserve.greenlets import GreenletMixIn
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
-
-MODELS: dict[str, tuple[Any, ...]] = {
-    "inline": (),
-    "thread": (sockserve.ThreadingMixIn,),
-    "pool": (sockserve.ThreadPoolMixIn,),
-    "greenlet": (GreenletMixIn,),
-    "fork": (sockserve.ForkingMixIn,),
-}
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_child_that_closes_its_copy_leaves_the_parent_serving(running: Running, model: str) -> None:
     """``server_close()`` in a forked child takes the listener out of no set that the parent waits on."""
-    bases = (*MODELS[model], sockserve.TCPServer)
+    bases = (*mix_ins(model), sockserve.TCPServer)
     server = running(type("Server", bases, {"max_workers": 2})(("127.0.0.1", 0), handlers(sockserve).Echo))
     assert ask(server, b"before") == b"before"
     pid = os.fork()
@@ -47,7 +38,7 @@ def test_a_child_that_closes_its_copy_leaves_the_parent_serving(running: Running
 @pytest.mark.parametrize("model", ["thread", "pool"])
 def test_a_child_that_drains_its_copy_ends_no_client_of_the_parent(running: Running, model: str) -> None:
     """``drain()`` in a forked child finds nothing in progress, and cuts nothing."""
-    bases = (*MODELS[model], sockserve.TCPServer)
+    bases = (*mix_ins(model), sockserve.TCPServer)
     server = running(type("Server", bases, {"max_workers": 2})(("127.0.0.1", 0), handlers(sockserve).Echo))
     with connect(server) as client:
         wait_until(lambda: server.active_requests)

@@ -14,29 +14,23 @@ from typing import Any
 
 import pytest
 from support.handlers import handlers
+from support.models import HERE, MODELS, mix_ins
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
 from sockserve.concurrency.cooperative.sockets import CooperativeSocket
 from sockserve.core.loop import Loop
-from sockserve.greenlets import GreenletMixIn, spawn
+from sockserve.greenlets import spawn
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
 
-MODELS: dict[str, tuple[Any, ...]] = {
-    "inline": (),
-    "thread": (sockserve.ThreadingMixIn,),
-    "pool": (sockserve.ThreadPoolMixIn,),
-    "greenlet": (GreenletMixIn,),
-    "fork": (sockserve.ForkingMixIn,),
-}
 OPTIONS = {"max_workers": 2, "slow_handler_warning": None}
 
 
 def made(model: str, handler: Any) -> Any:
     """A server of a model on a free port."""
-    return type("Server", (*MODELS[model], sockserve.TCPServer), OPTIONS)(("127.0.0.1", 0), handler)
+    return type("Server", (*mix_ins(model), sockserve.TCPServer), OPTIONS)(("127.0.0.1", 0), handler)
 
 
 def in_child(function: Callable[[], object]) -> int:
@@ -135,7 +129,7 @@ def test_multiprocessing_serves_beside_its_parent(running: Running, model: str) 
     assert [ask(server, b"after") for _ in range(3)] == [b"after"] * 3
 
 
-@pytest.mark.parametrize("model", ["thread", "pool", "greenlet"])
+@pytest.mark.parametrize("model", [model for model in HERE if model != "inline"])
 def test_a_handlers_child_that_ends_leaves_the_parent_serving(running: Running, model: str) -> None:
     """``sys.exit()`` in a process that a handler forked ends that process; the parent has its clients and its loop."""
     server = running(made(model, forks_when_told(sys.exit)))
@@ -156,7 +150,7 @@ def test_a_handlers_child_that_returns_takes_no_client(running: Running, model: 
         assert [ask(server, b"after\n") for _ in range(4)] == [b"after\n"] * 4
 
 
-@pytest.mark.parametrize("model", ["inline", "thread", "pool", "greenlet"])
+@pytest.mark.parametrize("model", HERE)
 def test_a_loop_that_was_attached_before_a_fork_serves_in_the_child(model: str) -> None:
     """What does not run yet goes on in either process, with descriptors of its own."""
     with Loop() as loop, made(model, handlers(sockserve).Echo) as server:

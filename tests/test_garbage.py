@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.handlers import handlers
+from support.models import HERE
 from support.waiting import wait_until
 
 import sockserve
@@ -19,7 +20,7 @@ from sockserve.testing import Reset, ask
 LOOPBACK = ("127.0.0.1", 0)
 KINDS = [
     (model, transport, kind)
-    for model in ("inline", "thread", "pool", "greenlet")
+    for model in HERE
     for transport, kind in (("tcp", "Echo"), ("tcp", "EchoStream"), ("udp", "EchoDatagram"))
     if (model, transport) != ("greenlet", "udp")
 ]

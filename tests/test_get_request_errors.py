@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from support.handlers import Boom, handlers
 from support.log_watch import ExpectLog
-from support.serving import MODELS
+from support.models import MODELS
 from support.under_test import LIMIT
 from support.waiting import wait_until
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from support.models import BESIDE_THE_LOOP, MODELS
 from support.remote import RemoteServer
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
 from sockserve.testing import HalfClose, HalfHandshake, Reset, Stall, Trickle, ask, connect
 
-MODELS = ["inline", "thread", "fork", "pool", "greenlet", "prefork-pool"]
+ALL = [*MODELS, "prefork-pool"]
 
 HANDLER_TIMEOUTS = {"inline": 0.5}
 """Seconds of silence that a handler bears: without a limit an inline server belongs to its first silent client."""
@@ -36,7 +37,7 @@ def check_served(address: Any) -> None:
         assert ask(address, b"question %d\n" % number, timeout=LIMIT) == b"question %d\n" % number
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=ALL)
 def shared(request: pytest.FixtureRequest) -> Iterator[tuple[str, RemoteServer]]:
     """A model and its server, for all kinds of clients one after the other; it then stops without a complaint."""
     with RemoteServer(request.param, timeout=HANDLER_TIMEOUTS.get(request.param)) as server:
@@ -61,7 +62,7 @@ def test_others_are_served(shared: tuple[str, RemoteServer], make_client: Callab
     assert server.errors() == ""
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ALL)
 def test_a_server_stops_under_silent_clients(model: str) -> None:
     """Clients that never say anything and never leave are cut when the time of the drain is over."""
     with RemoteServer(model, drain_timeout=0.1) as server, contextlib.ExitStack() as stack:
@@ -72,7 +73,7 @@ def test_a_server_stops_under_silent_clients(model: str) -> None:
         assert (last.active, last.failed) == (0, 0)
 
 
-@pytest.mark.parametrize("model", MODELS[1:])
+@pytest.mark.parametrize("model", [*BESIDE_THE_LOOP, "prefork-pool"])
 def test_a_client_that_does_not_read_is_cut(model: str) -> None:
     """A worker that waits for its client to take an answer neither stops the others nor the server's end."""
     # The answer, of 64 megabytes, is more than the buffers of both sides hold (tcp(7), tcp_wmem and tcp_rmem).
@@ -84,7 +85,7 @@ def test_a_client_that_does_not_read_is_cut(model: str) -> None:
         assert "cut ('127.0.0.1'" in server.errors()
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ALL)
 def test_a_line_without_end_takes_no_memory(model: str) -> None:
     """Thirty megabytes without a newline pass through a handler that reads bounded lines."""
     chunk = b"x" * 2**20
@@ -105,7 +106,7 @@ def test_a_line_without_end_takes_no_memory(model: str) -> None:
         assert (last.active, last.failed, server.errors()) == (0, 0, "")
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ALL)
 def test_a_flood_of_connections_that_reset(model: str) -> None:
     """Hundreds of connections that are broken off at once leave nothing behind and are no errors."""
     with RemoteServer(model) as server:
@@ -119,7 +120,7 @@ def test_a_flood_of_connections_that_reset(model: str) -> None:
         assert last.accepted > 20
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ALL)
 def test_refused_clients_hold_up_nobody(model: str) -> None:
     """Clients that ``verify_request`` turned away may stay and go on sending: the next one is looked at meanwhile."""
     with RemoteServer(model, refuse=True) as server, contextlib.ExitStack() as stack:

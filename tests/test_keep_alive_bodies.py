@@ -10,6 +10,7 @@ import threading
 from typing import Any
 
 import pytest
+from support.models import HERE, SERVERS
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
@@ -60,15 +61,6 @@ class StandardPool(sockserve.ThreadPoolMixIn, http.server.HTTPServer):
     max_workers = 2
 
 
-MODELS = [
-    StandardPool,
-    sockserve.TCPServer,
-    sockserve.ThreadPoolTCPServer,
-    sockserve.ThreadingTCPServer,
-    sockserve.GreenletTCPServer,
-]
-
-
 def chunked(body: bytes) -> bytes:
     """Encode a body in two chunks."""
     half = len(body) // 2
@@ -89,7 +81,7 @@ def seen_by(server: Any) -> list[str]:
     return [server.seen.get_nowait() for _ in range(server.seen.qsize())]
 
 
-@pytest.mark.parametrize("base", MODELS)
+@pytest.mark.parametrize("base", [StandardPool, *(SERVERS[model] for model in HERE)])
 @pytest.mark.parametrize("is_chunked", [False, True])
 @pytest.mark.parametrize("read", [0, 3])
 def test_a_body_that_was_not_read_is_thrown_away(running: Running, base: Any, is_chunked: bool, read: int) -> None:

@@ -15,6 +15,7 @@ import pytest
 from support.certificates import client_context, server_context
 from support.handlers import Boom, Signal
 from support.log_watch import ExpectLog
+from support.models import MODELS, SERVERS
 from support.under_test import LIMIT
 from support.waiting import wait_until_arrived
 
@@ -25,13 +26,6 @@ from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
 
 LOOPBACK = ("127.0.0.1", 0)
-MODELS = {
-    "inline": sockserve.TCPServer,
-    "thread": sockserve.ThreadingTCPServer,
-    "fork": sockserve.ForkingTCPServer,
-    "pool": sockserve.ThreadPoolTCPServer,
-    "greenlet": sockserve.GreenletTCPServer,
-}
 
 
 class Raw(sockserve.BaseRequestHandler[Any, Any, Any]):
@@ -93,7 +87,7 @@ class Serve:
 
     def __call__(self, model: str, handler: Any, transport: str = "tcp") -> Served:
         """Serve ``handler`` and connect to it."""
-        server = MODELS[model](LOOPBACK, handler)
+        server = SERVERS[model](LOOPBACK, handler)
         if transport == "tls":
             server.socket = server_context(self.certificate).wrap_socket(server.socket, server_side=True)
         client = connect(self.running(server), timeout=LIMIT)

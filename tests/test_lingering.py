@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support.models import MODELS, SERVERS
 from support.under_test import LIMIT
 from support.waiting import wait_until
 from test_closing import Pair, tcp_pair, wait_for_input
@@ -23,13 +24,6 @@ from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
 
 LOOPBACK = ("127.0.0.1", 0)
-MODELS = {
-    "inline": sockserve.TCPServer,
-    "thread": sockserve.ThreadingTCPServer,
-    "pool": sockserve.ThreadPoolTCPServer,
-    "greenlet": sockserve.GreenletTCPServer,
-    "fork": sockserve.ForkingTCPServer,
-}
 LARGE = bytes(8_000_000)
 
 each_model = pytest.mark.parametrize("model", MODELS)
@@ -239,7 +233,7 @@ def test_a_forked_copy_gives_up_its_descriptors_and_ends_nothing(tcp: Pair, kept
 @pytest.mark.usefixtures("patience")
 def test_clients_that_stay_and_send_more_hold_up_nobody(running: Running, model: str) -> None:
     """They have been answered; the next one is served at once, and the server ends at once."""
-    server: Any = type("Server", (MODELS[model],), {"max_workers": 1})(LOOPBACK, Upper)
+    server: Any = type("Server", (SERVERS[model],), {"max_workers": 1})(LOOPBACK, Upper)
     running(server)
     rude = [connect(server, timeout=LIMIT) for _ in range(3)]
     try:
@@ -263,7 +257,7 @@ def test_clients_that_stay_and_send_more_hold_up_nobody(running: Running, model:
 @each_model
 def test_an_answer_arrives_whole_although_the_client_goes_on_sending(running: Running, model: str) -> None:
     """A reset would take along what the client has not got yet."""
-    server: Any = MODELS[model](LOOPBACK, Download)
+    server: Any = SERVERS[model](LOOPBACK, Download)
     running(server)
     with connect(server, timeout=LIMIT) as client:
         client.sendall(b"more than is read")

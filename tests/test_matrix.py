@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
+from support.models import MIX_INS
 from support.under_test import IS_STDLIB, LIMIT, S
 
 from sockserve.testing import ask, call_within, leak_guard, running
@@ -38,9 +39,7 @@ FAMILIES = {
     "unix-abstract": Family("UnixStreamServer", socket.AF_UNIX, lambda directory: f"\0{directory}/s"),
     "unix-dgram": Family("UnixDatagramServer", socket.AF_UNIX, lambda directory: f"{directory}/s"),
 }
-MODELS = {"inline": "", "thread": "ThreadingMixIn", "fork": "ForkingMixIn"}
-if not IS_STDLIB:
-    MODELS |= {"pool": "ThreadPoolMixIn", "greenlet": "GreenletMixIn", "prefork": "PreForkMixIn"}
+WAYS = MIX_INS if IS_STDLIB else {**MIX_INS, "prefork": "PreForkMixIn"}
 
 
 class Place(NamedTuple):
@@ -91,7 +90,7 @@ class DatagramFiles(S.DatagramRequestHandler):  # type: ignore[misc]
 def server_class(family: Family, model: str) -> Any:
     """A server as users write one."""
     base = getattr(S, family.server)
-    bases = (getattr(S, MODELS[model]), base) if MODELS[model] else (base,)
+    bases = (getattr(S, WAYS[model]), base) if WAYS[model] else (base,)
 
     class Server(*bases):  # type: ignore[misc]
         address_family = family.family
@@ -123,7 +122,7 @@ def taking_single_requests(server: Any) -> Any:
 
 @pytest.mark.parametrize("loop", [running, taking_single_requests], ids=["serve_forever", "handle_request"])
 @pytest.mark.parametrize("files", [False, True], ids=["plain", "files"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", WAYS)
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_every_client_gets_its_answer(
     tmp_path: pathlib.Path, family: Family, model: str, files: bool, loop: Callable[[Any], Any]

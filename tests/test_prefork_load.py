@@ -7,6 +7,7 @@ import threading
 from typing import Self
 
 import pytest
+from support.models import HERE, MIX_INS
 from support.prefork_program import Prefork, is_alive
 from support.under_test import LIMIT
 from support.waiting import wait_until
@@ -55,7 +56,7 @@ class Load:
                     self.failed.append(answer)
 
 
-each_mix_in = pytest.mark.parametrize("mix_in", ["", "ThreadingMixIn", "ThreadPoolMixIn", "GreenletMixIn"])
+each_mix_in = pytest.mark.parametrize("mix_in", [MIX_INS[model] for model in HERE])
 
 
 @each_mix_in

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from support import handlers
+from support.models import HERE
 from support.programs import SEARCH_PATH, START_LIMIT, Program
-from support.serving import MODELS, Operator, serve_with
+from support.serving import Operator, serve_with
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
@@ -24,7 +25,7 @@ from sockserve.run.echo import Echo
 TCP = "tcp://127.0.0.1:0"
 
 
-@pytest.mark.parametrize("model", [model for model in MODELS if model != "fork"])
+@pytest.mark.parametrize("model", HERE)
 def test_serves_several_addresses_and_counts(model: str, tmp_path: pathlib.Path) -> None:
     """All addresses are served by the workers, on the signal all end, and the counters are those of all."""
 

@@ -6,27 +6,21 @@ import itertools
 import re
 
 import pytest
+from support.models import BESIDE_THE_LOOP, MIX_INS, mix_ins
 
 import sockserve
 from sockserve.ready_made import MODELS, server_class
 
-MIX_INS = {
-    "": None,
-    "Threading": sockserve.ThreadingMixIn,
-    "Forking": sockserve.ForkingMixIn,
-    "ThreadPool": sockserve.ThreadPoolMixIn,
-    "Greenlet": sockserve.GreenletMixIn,
-}
 KINDS = ["TCPServer", "UDPServer", "UnixStreamServer", "UnixDatagramServer"]
-PREFIXES = {"inline": "", "thread": "Threading", "fork": "Forking", "pool": "ThreadPool", "greenlet": "Greenlet"}
+PREFIXES = {model: mix_in.removesuffix("MixIn") for model, mix_in in MIX_INS.items()}
 NAMES = {"tcp": "TCPServer", "udp": "UDPServer", "unix": "UnixStreamServer", "unix-dgram": "UnixDatagramServer"}
 
 
-@pytest.mark.parametrize(("prefix", "kind"), list(itertools.product([*MIX_INS][1:], KINDS)))
-def test_each_is_its_mix_in_before_its_server(prefix: str, kind: str) -> None:
+@pytest.mark.parametrize(("model", "kind"), list(itertools.product(BESIDE_THE_LOOP, KINDS)))
+def test_each_is_its_mix_in_before_its_server(model: str, kind: str) -> None:
     """``ThreadingTCPServer`` is a ThreadingMixIn and a TCPServer, in this order, with nothing of its own."""
-    made = getattr(sockserve, prefix + kind)
-    assert made.__bases__ == (MIX_INS[prefix], getattr(sockserve, kind))
+    made = getattr(sockserve, PREFIXES[model] + kind)
+    assert made.__bases__ == (*mix_ins(model), getattr(sockserve, kind))
     assert [name for name in vars(made) if not name.startswith("__")] == []
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from support.certificates import client_context, server_context
 from support.log_watch import ExpectLog
+from support.models import SERVERS
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
@@ -27,11 +28,6 @@ from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
 
 LOOPBACK = ("127.0.0.1", 0)
-MODELS = {
-    "inline": sockserve.TCPServer,
-    "thread": sockserve.ThreadingTCPServer,
-    "pool": sockserve.ThreadPoolTCPServer,
-}
 CONTEXTS: list[ssl.SSLContext] = []
 
 
@@ -111,7 +107,7 @@ def read_end(client: socket.socket) -> bytes:
 @pytest.mark.parametrize("model", ["thread", "pool"])
 def test_a_drain_reaches_it(running: Running, certificate: pathlib.Path, model: str, handler: Any) -> None:
     """The handler sees the end of its input, and ends."""
-    server: Any = running(MODELS[model](LOOPBACK, handler))
+    server: Any = running(SERVERS[model](LOOPBACK, handler))
     with conversation(server, handler, certificate) as client:
         assert server.drain(LIMIT) == (1, 0)
         assert read_end(client) == b""
@@ -124,7 +120,7 @@ def test_a_cut_reaches_it(
 ) -> None:
     """A handler that a drain did not end loses its connection."""
     expect_log(logging.WARNING, "cut .* in progress")
-    server: Any = type("Server", (MODELS[model],), {"drain_request": lambda *_: None})(LOOPBACK, handler)
+    server: Any = type("Server", (SERVERS[model],), {"drain_request": lambda *_: None})(LOOPBACK, handler)
     running(server)
     with conversation(server, handler, certificate) as client:
         assert server.drain(0.05) == (0, 1)
@@ -178,7 +174,7 @@ def test_no_other_connection_is_taken_for_it(running: Running) -> None:
 
 
 @pytest.mark.parametrize("handler", [WrapsInSetup, StartTLS])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["inline", "thread", "pool"])
 def test_it_is_closed_with_its_request(running: Running, certificate: pathlib.Path, model: str, handler: Any) -> None:
     """With a proper end of TLS, though an observer still holds the handler."""
     handlers: list[Any] = []
@@ -188,7 +184,7 @@ def test_it_is_closed_with_its_request(running: Running, certificate: pathlib.Pa
             handlers.append(self)
             super().finish()
 
-    server: Any = running(MODELS[model](LOOPBACK, Handler))
+    server: Any = running(SERVERS[model](LOOPBACK, Handler))
     with connect(server, timeout=LIMIT) as plain:
         if handler is StartTLS:
             plain.sendall(b"begin\n")

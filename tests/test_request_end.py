@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from support.certificates import client_context, server_context
 from support.log_watch import ExpectLog
+from support.models import HERE, SERVERS
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
@@ -23,13 +24,7 @@ from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
 
 LOOPBACK = ("127.0.0.1", 0)
-MODELS = {
-    "inline": sockserve.TCPServer,
-    "thread": sockserve.ThreadingTCPServer,
-    "pool": sockserve.ThreadPoolTCPServer,
-    "greenlet": sockserve.GreenletTCPServer,
-}
-each_model = pytest.mark.parametrize("model", MODELS)
+each_model = pytest.mark.parametrize("model", HERE)
 
 
 class Upper(sockserve.StreamRequestHandler):
@@ -50,7 +45,7 @@ class Boom(sockserve.BaseRequestHandler):
 
 def make(model: str, handler: Any = Upper, **attributes: Any) -> Any:
     """Make a server with hooks of its own."""
-    return type("Server", (MODELS[model],), attributes)(LOOPBACK, handler)
+    return type("Server", (SERVERS[model],), attributes)(LOOPBACK, handler)
 
 
 # a failed handshake
@@ -92,7 +87,7 @@ def test_after_a_failed_handshake_finish_request_gives_back_what_process_request
             super().shutdown_request(request)  # type: ignore[misc]
 
     expect_log(logging.INFO, "refused .*TLS handshake failed", at_least=0 if is_hushed_up else 1)
-    server = over_tls(type("Server", (Hooks, MODELS[model]), {})(LOOPBACK, Boom), certificate)
+    server = over_tls(type("Server", (Hooks, SERVERS[model]), {})(LOOPBACK, Boom), certificate)
     running(server)
     with connect(server, timeout=LIMIT) as client:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -158,7 +153,7 @@ def test_shutdown_request_may_write_a_last_line(running: Running, expect_log: Ex
             super().shutdown_request(request)  # type: ignore[misc]
 
     expect_log(logging.ERROR, "Boom", at_least=0 if case == "refused" else 1)
-    server = type("Server", (Hooks, MODELS[model]), {})(LOOPBACK, Boom)
+    server = type("Server", (Hooks, SERVERS[model]), {})(LOOPBACK, Boom)
     last_words = b"goodbye\n" if case == "refused" else b"error\ngoodbye\n"
     assert ask(running(server), b"hello\n", timeout=LIMIT) == last_words
 
@@ -176,7 +171,7 @@ def test_verify_request_may_hand_a_connection_on(running: Running, model: str) -
         def shutdown_request(self, request: Any) -> None:
             """Leave it open."""
 
-    server = type("Server", (Hooks, MODELS[model]), {})(LOOPBACK, Boom)
+    server = type("Server", (Hooks, SERVERS[model]), {})(LOOPBACK, Boom)
     with connect(running(server), timeout=LIMIT) as client, handed_on.get(timeout=LIMIT) as connection:
         assert server.wait_idle(LIMIT)
         client.sendall(b"hello")
@@ -200,7 +195,7 @@ def test_a_client_that_sees_its_end_is_listed_no_more(
     def close_request(self: Any, request: Any) -> None:
         own_view.append([each.state for each in self.active_requests])
         assert may_close.wait(LIMIT)
-        MODELS[model].close_request(self, request)
+        SERVERS[model].close_request(self, request)
 
     expect_log(logging.ERROR, "Boom", at_least=1 if case == "failed" else 0)
     hooks = {"close_request": close_request, "verify_request": lambda *_: case != "refused"}
@@ -280,7 +275,7 @@ def test_an_error_of_closing_is_reported_once_and_ends_nothing(
         calls.append(hook)
         if len(calls) == 1:
             raise OSError("cannot close")
-        getattr(MODELS[model], hook)(self, request)
+        getattr(SERVERS[model], hook)(self, request)
 
     def verify_request(*_: Any) -> bool:
         return case != "refused" or len(calls) > 0

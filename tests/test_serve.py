@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from support import handlers
-from support.serving import MODELS, Operator, serve_with
+from support.models import MODELS
+from support.serving import Operator, serve_with
 from support.under_test import LIMIT
 
 import sockserve

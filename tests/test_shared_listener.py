@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.handlers import handlers
+from support.models import HERE
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
@@ -233,7 +234,7 @@ def test_a_process_that_stands_still_holds_nobody_up(listener: socket.socket, mo
 # servers
 
 
-@pytest.mark.parametrize("model", ["inline", "thread", "pool", "greenlet"])
+@pytest.mark.parametrize("model", HERE)
 def test_processes_that_serve_one_listener(model: str) -> None:
     """``Process(target=server.serve_forever)``, stopped one after the other: each at once, and then it blocks again."""
     server = server_class(model, "tcp")(LOOPBACK, ECHO)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
+from support.models import MODELS
 from support.remote import RemoteServer
 from support.remote_server import State
 from support.under_test import LIMIT
@@ -83,7 +84,7 @@ def talk(address: tuple[str, int], count: int) -> None:
             assert client.recv(100) == b""
 
 
-@pytest.fixture(scope="module", params=["inline", "thread", "fork", "pool", "greenlet", "prefork-pool"])
+@pytest.fixture(scope="module", params=[*MODELS, "prefork-pool"])
 def soak(request: pytest.FixtureRequest) -> Iterator[Soak]:
     """One server for all parts."""
     with RemoteServer(request.param) as server:

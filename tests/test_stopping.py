@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 from support import handlers
-from support.serving import MODELS, Operator, serve_with
+from support.models import BESIDE_THE_LOOP, MODELS
+from support.serving import Operator, serve_with
 from support.stepping import steps
 from support.under_test import LIMIT
 from support.waiting import wait_until, wait_until_blocked
@@ -149,7 +150,7 @@ def test_a_handler_that_waits_for_input_sees_the_end_of_it(model: str, scheme: s
     assert serve_with(script, handler, address, model=model, drain_timeout=None).handled == 1
 
 
-@pytest.mark.parametrize("model", [model for model in MODELS if model != "inline"])
+@pytest.mark.parametrize("model", BESIDE_THE_LOOP)
 def test_all_servers_drain_at_the_same_time(model: str) -> None:
     """Requests of two servers that can only end together do so: neither drain waits for the other."""
     both = handlers.Signal()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.handlers import handlers
-from support.serving import MODELS
+from support.models import MODELS
 from support.under_test import LIMIT
 from support.waiting import wait_until
 

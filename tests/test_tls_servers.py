@@ -16,6 +16,7 @@ import pytest
 from support.certificates import VERSIONS, client_context, server_context
 from support.handlers import Signal
 from support.log_watch import ExpectLog
+from support.models import BESIDE_THE_LOOP, MODELS, SERVERS
 from support.under_test import LIMIT
 from support.waiting import wait_until_arrived
 
@@ -27,17 +28,9 @@ from sockserve.testing import HalfHandshake, Reset, Stall, Trickle, call_within,
 from sockserve.testing.clients import CLIENT_HELLO_START
 
 LOOPBACK = ("127.0.0.1", 0)
-MODELS = {
-    "inline": sockserve.TCPServer,
-    "thread": sockserve.ThreadingTCPServer,
-    "fork": sockserve.ForkingTCPServer,
-    "pool": sockserve.ThreadPoolTCPServer,
-    "greenlet": sockserve.GreenletTCPServer,
-}
-
 each_version = pytest.mark.parametrize("version", VERSIONS, ids=[version.name for version in VERSIONS])
 each_model = pytest.mark.parametrize("model", MODELS)
-each_concurrent_model = pytest.mark.parametrize("model", ["thread", "fork", "pool", "greenlet"])
+each_concurrent_model = pytest.mark.parametrize("model", BESIDE_THE_LOOP)
 
 
 class Make:
@@ -49,7 +42,7 @@ class Make:
 
     def server(self, model: str, handler: Any, version: ssl.TLSVersion | None = None, **attributes: Any) -> Any:
         """Make a server with a wrapped socket and class attributes of its own."""
-        server = type("Server", (MODELS[model],), attributes)(LOOPBACK, handler)
+        server = type("Server", (SERVERS[model],), attributes)(LOOPBACK, handler)
         server.socket = server_context(self.certificate, version).wrap_socket(server.socket, server_side=True)
         return server
 
@@ -365,11 +358,11 @@ def test_connections_may_be_wrapped_by_get_request(running: Running, make: Make,
     context = server_context(make.certificate)
 
     def get_request(server: Any) -> Any:
-        request, client_address = MODELS[model].get_request(server)
+        request, client_address = SERVERS[model].get_request(server)
         wrapped = context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
         return wrapped, client_address
 
-    server = running(type("Server", (MODELS[model],), {"get_request": get_request})(LOOPBACK, Upper))
+    server = running(type("Server", (SERVERS[model],), {"get_request": get_request})(LOOPBACK, Upper))
     client = make.client(server)
     client.sendall(b"hello\n")
     assert read_all(client) == b"HELLO\n"
@@ -384,7 +377,7 @@ def test_connections_may_be_wrapped_by_prepare_request(
 
     def prepare_request(server: Any, request: Any, client_address: Any) -> Any:
         wrapped = context.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
-        return MODELS[model].prepare_request(server, wrapped, client_address)
+        return SERVERS[model].prepare_request(server, wrapped, client_address)
 
     class Handler(Upper):
         def handle(self) -> None:
@@ -392,7 +385,7 @@ def test_connections_may_be_wrapped_by_prepare_request(
             assert live.handler is self
             super().handle()
 
-    server = running(type("Server", (MODELS[model],), {"prepare_request": prepare_request})(LOOPBACK, Handler))
+    server = running(type("Server", (SERVERS[model],), {"prepare_request": prepare_request})(LOOPBACK, Handler))
     client = make.client(server)
     client.sendall(b"hello\n")
     assert read_all(client) == b"HELLO\n"

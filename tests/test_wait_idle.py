@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+from support.models import HERE, SERVERS
 from support.under_test import LIMIT
 
 import sockserve
@@ -17,28 +18,21 @@ from sockserve.testing import connect
 
 LOOPBACK = ("127.0.0.1", 0)
 
-MODELS = [
-    sockserve.TCPServer,
-    sockserve.ThreadingTCPServer,
-    sockserve.ThreadPoolTCPServer,
-    sockserve.GreenletTCPServer,
-]
 
-
-@pytest.mark.parametrize("model", MODELS)
-def test_a_health_check_that_asks_often_leaves_nothing(running: Running, model: Any) -> None:
+@pytest.mark.parametrize("model", HERE)
+def test_a_health_check_that_asks_often_leaves_nothing(running: Running, model: str) -> None:
     """Of an idle server and of a busy one, in every way to run a handler."""
     begun, opened = threading.Event(), threading.Event()
 
     class Gate(sockserve.BaseRequestHandler[Any, Any, Any]):
         def handle(self) -> None:
             begun.set()
-            if model is sockserve.GreenletTCPServer:
+            if model == "greenlet":
                 self.request.recv(1)
             else:
                 assert opened.wait(LIMIT)
 
-    server = running(model(LOOPBACK, Gate))
+    server = running(SERVERS[model](LOOPBACK, Gate))
     table = table_of(server)
     before = len(table.watchers)
     for _ in range(50):

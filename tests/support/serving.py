@@ -12,9 +12,7 @@ from support.waiting import wait_until, wait_until_blocked
 
 import sockserve
 
-__all__ = ["MODELS", "Operator", "serve_with"]
-
-MODELS = [model for model in ("thread", "fork", "inline", "pool", "greenlet") if model != "fork" or hasattr(os, "fork")]
+__all__ = ["Operator", "serve_with"]
 
 
 class Operator:
