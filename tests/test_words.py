@@ -41,13 +41,9 @@ WORDS = {
 """What no docstring, comment, message of the log or text of an error contains, and what to write instead."""
 
 NOT_YET = (
-    "concurrency/child_process.py",
-    "concurrency/forks.py",
     "concurrency/pool",
-    "concurrency/prefork",
     "core",
     "http",
-    "run",
 )
 """Rooms that still have some. None is added."""
 

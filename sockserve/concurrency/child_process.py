@@ -47,7 +47,7 @@ was just forked: what either touches first, the kernel copies."""
 
 FLUSH_LIMIT = 10.0
 """Seconds in which a child's output has to get out at its end, if its parent had other threads: one of them may have
-held the lock of a stream at the fork, and in the child nobody releases it."""
+held the lock of a stream at the fork, and in the child no thread releases it."""
 
 
 def fork(in_child: Callable[[set[int]], object], in_parent: Callable[[int], Result]) -> Result:

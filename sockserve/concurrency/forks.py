@@ -262,7 +262,7 @@ class ForkingMixIn(DispatchingMixIn):
             self.active_children = set()
         self.active_children.add(child.pid)
         if self._serving_state.lifecycle.draining:
-            # Since the fork: whoever drains may have seen no child yet.
+            # Since the fork: a drain() of this moment may have seen no child yet.
             child.drain()
 
     def _serving_work_in_child(self, live: LiveRequest, for_parent: Sequence[int], blocked: set[int]) -> str:

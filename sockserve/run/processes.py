@@ -126,7 +126,7 @@ def serve_in_processes(
     supervisor = Supervisor(", ".join(format_address(server.socket) for server in servers), service, processes)
     for server in servers:
         if listens(server.socket):
-            # For all processes and for good: who gave it back would let the others block in accept().
+            # For all processes and for good: given back by one, it would let the others block in accept().
             server.socket.setblocking(False)
     with contextlib.ExitStack() as last_first:
         loop = last_first.enter_context(Loop())

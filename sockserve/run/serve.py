@@ -32,7 +32,7 @@ __all__ = ["serve"]
 def serve(
     handler: HandlerFactory | str,
     *addresses: str,
-    # who runs the handler
+    # what runs the handler
     model: str = "thread",
     max_children: int | None = None,
     max_workers: int | None = None,
@@ -45,7 +45,7 @@ def serve(
     # how it ends
     drain_timeout: float | None = 30.0,
     install_signal_handlers: bool = True,
-    # who hears of it
+    # what hears of it
     observers: Iterable[Observer] = (),
     ready: Callable[[tuple[AnyServer, ...]], object] | None = None,
 ) -> Counters:
@@ -76,7 +76,7 @@ def serve(
         if there is no controlling terminal, which would stop a background job by them.
     max_requests: after about how many requests a worker is replaced; None: never.
     worker_timeout: seconds after which a worker whose loop stands still is replaced; None: never.
-    backlog: connections that the kernel may hold while nobody accepts (listen(2)); None: as many as the system allows.
+    backlog: connections that the kernel may hold until they are accepted (listen(2)); None: as many as the system allows.
     install_signal_handlers: false leaves signals alone. So does any other thread than the main one, where Python allows
         no handlers. Serving then ends when ``shutdown()`` has been called on every server.
     observers: hear what happens to requests, beside the log and the counters.
@@ -182,4 +182,4 @@ def _serve_here(
 
 
 def _tell_nobody(_: tuple[AnyServer, ...]) -> None:
-    """Nobody asked to be told."""
+    """Nothing: no ``ready`` was given."""

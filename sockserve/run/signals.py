@@ -39,7 +39,7 @@ def handling(
 
 @contextlib.contextmanager
 def noting_sigterm(*, noted: bool) -> Generator[Sequence[signal.Signals]]:
-    """Add each SIGTERM to a list, for whoever can stop what is being made; nothing unless ``noted``.
+    """Add each SIGTERM to a list, for the code that will be able to stop what is being made; nothing unless ``noted``.
 
     By default it would end the process at once, with sockets of the file system left behind. SIGINT raises
     KeyboardInterrupt meanwhile, so that Ctrl-C ends a name's long look-up too.

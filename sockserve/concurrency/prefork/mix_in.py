@@ -2,7 +2,7 @@
 
 Rule 1. ``serve_forever()`` is what each worker runs, in the server's own way: inline, in threads, in a pool, in
 greenlets. The supervisor takes no request.
-Rule 2. Sockets belong to places and not to processes: whoever takes a dead worker's place finds what waits there.
+Rule 2. Sockets belong to places and not to processes: the successor of a dead worker finds the clients that wait there.
 Rule 3. The verbs mean all workers in the supervisor's process, and that one worker inside of it.
 """
 
@@ -35,7 +35,7 @@ __all__ = ["PreForkMixIn"]
 
 FIRST_IDLE_POLL = 0.001
 IDLE_POLL = 0.05
-"""Seconds between two looks at what the workers have in progress, while somebody waits for all of it: at first, for
+"""Seconds between two looks at what the workers have in progress, while a thread waits for all of it: at first, for
 workers that have only to pause, and at last."""
 
 
@@ -68,14 +68,14 @@ class PreForkMixIn(Served):
     again. In the main thread, these signals get a meaning for that time, unless the program has given them one:
 
     - SIGTERM: drain and return; a second one cuts
-    - SIGHUP: replace the workers one after the other, each new one being ready before the old one drains. Who has a
-      connection to the old one keeps it, for at most ``drain_timeout`` seconds, then it ends between two requests
+    - SIGHUP: replace the workers one after the other, each new one being ready before the old one drains. A client
+      of the old one keeps its connection, for at most ``drain_timeout`` seconds, then it ends between two requests
     - SIGTTIN, SIGTTOU: one worker more, one less
 
     Ctrl-C is for the supervisor alone, and a KeyboardInterrupt as always; then ``server_close()`` ends the workers.
 
     All hooks of a request's life run in the workers, each of which has its own copy of the server and of its observers.
-    ``active_requests`` is what this process serves: nothing, in the supervisor. ``handle_request()`` forks nobody.
+    ``active_requests`` is what this process serves: nothing, in the supervisor. ``handle_request()`` makes no worker.
 
     A class that forks for each request as well is refused with a TypeError.
     """
@@ -101,7 +101,7 @@ class PreForkMixIn(Served):
     """Seconds that a worker which is to end may take for its requests, before they are cut; None: without limit."""
 
     worker_id: int | None = None
-    """In a worker the number of its place, from 0, which whoever replaces it has too; None in the supervisor."""
+    """In a worker the number of its place, from 0, which its successor has too; None in the supervisor."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -1,7 +1,8 @@
-"""Pauses of all workers at once: who was told of one, and whether all take no request any more.
+"""Pauses of all workers at once: what each was told, and whether all take no request any more.
 
 Rule 1. A pause has a number, and so has its end: what a worker says about an earlier one counts for nothing.
-Rule 2. Whoever suspends sets the flag first and asks here second; here it is the other way round.
+Rule 2. What suspends a server sets the flag first and asks here second; here it is the other way round: of two that meet
+at least one sees the other.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ class Pauses:
         self._workers = workers
 
     def tell(self, is_suspended: Callable[[], bool]) -> bool:
-        """Let all pause or go on, and say whether that is new. For who runs the supervisor, if anybody does."""
+        """Let all pause or go on, and say whether that is new. In the supervisor's thread; in any while it does not run."""
         before, suspended = self.number, is_suspended()
         if suspended is bool(before % 2):
             return False
         if not suspended:
-            # In this order: who suspends just now either is seen here, or sees that this pause counts no longer.
+            # In this order: a suspend() of this moment is either seen here, or sees that this pause counts no longer.
             self.number = before + 1
             if is_suspended():
                 self.number = before

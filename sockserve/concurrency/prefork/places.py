@@ -1,4 +1,4 @@
-"""Who of the workers serves where, who begins next, and how long nobody should.
+"""Which worker serves where, at which place the next one begins, and after which pause.
 
 Rule 1. A place has one worker that holds it, and perhaps one that is about to: its successor, or its first.
 Rule 2. Successors begin one at a time, so that at no moment more than one place is in change.
@@ -23,7 +23,7 @@ BACK_OFF_LAST = 5.0
 """Seconds that such a pause never exceeds."""
 
 GIVE_UP_AFTER = 6
-"""Failed starts in a row, while nobody serves, after which it is hopeless: 3 seconds for what is merely late."""
+"""Failed starts in a row, while no worker serves, after which it is hopeless: 3 seconds for what is merely late."""
 
 
 def back_off(failures: int) -> float:
@@ -43,7 +43,7 @@ class Places:
         self.proven_generation = 0
         """The latest of which a worker was ready."""
         self.attempt: int = 0
-        """Which attempt to start somebody is being made, or comes next."""
+        """The number of the attempt to start workers that is being made, or comes next."""
         self.failures: int = 0
         """Failed attempts in a row."""
         self._last_was_ready = False
@@ -64,7 +64,7 @@ class Places:
         return worker.wants_out or worker.generation < self.generation
 
     def take(self, worker: WorkerHandle) -> tuple[bool, WorkerHandle | None]:
-        """A worker is ready: whether the place is its own now, and who held it before."""
+        """A worker is ready: say whether the place is its own now, and which worker held it before."""
         place = worker.place
         if self.starting.get(place) is not worker:
             return False, None
@@ -77,12 +77,12 @@ class Places:
         return True, before
 
     def give_up(self, place: int) -> list[WorkerHandle]:
-        """There shall be nobody: who was there, or about to be."""
+        """Vacate a place; return its workers, which are to end."""
         given_up = (self.holders.pop(place, None), self.starting.pop(place, None))
         return [worker for worker in given_up if worker is not None]
 
     def forget(self, worker: WorkerHandle) -> None:
-        """Let it be nowhere any more."""
+        """Take a worker out of its place."""
         for places in (self.holders, self.starting):
             if places.get(worker.place) is worker:
                 del places[worker.place]
@@ -99,7 +99,7 @@ class Places:
         return True
 
     def failed(self, attempt: int, *, was_ready: bool) -> float | None:
-        """A start failed: for how many seconds nobody should begin. None: another of that attempt has failed before.
+        """A start failed: return the seconds until the next one; None: another of that attempt has failed before.
 
         ``was_ready``: it ended soon after it was ready. Then only one that has settled shows that it works again.
         """

@@ -52,7 +52,7 @@ __all__ = [
 RETIRE, LEAVE, DRAIN, CUT, SUSPEND, LOOK, FREE = b"e", b"l", b"d", b"c", b"s", b"k", b"f"
 """What a worker is told: accept no more and end after the last client; accept no more and end after the last request;
 end the requests' input as well; cut them; pause accepting or go on, as the page says; see whether a client waits that
-somebody else was woken for; end what keeps the loop from turning."""
+another worker was woken for; end what keeps the loop from turning."""
 
 READY, ENOUGH, STOPPED, ASLEEP, AWAKE, PASSES, CAUSE = (bytes([number]) for number in range(1, 8))
 """What it tells: it serves; it has served its number of requests; it accepts no more; its loop waits for a request and
@@ -144,7 +144,7 @@ class Page:
         return not self.numbers[TOO_LATE]
 
     def call_off(self) -> bool:
-        """The worker shall not begin: whether it has not, so that nobody need wait until it has stopped."""
+        """The worker shall not begin: whether it has not, so that it need not be waited for."""
         self.numbers[TOO_LATE] = 1
         return not self.numbers[BEGUN]
 
@@ -200,7 +200,7 @@ class Orders(NamedTuple):
     """What a worker knows from its beginning."""
 
     worker_id: int
-    """The number of its place, from 0; whoever replaces it has the same."""
+    """The number of its place, from 0; its successor has the same."""
     is_anew: bool
     """Whether a rolling restart made it, so that it has to load its program anew."""
     worker_timeout: float | None
@@ -215,5 +215,5 @@ def with_jitter(limit: int | None, jitter: int | None) -> int | None:
     """A number of requests, so that not all workers reach theirs at once; ``jitter`` more at most, None: a tenth."""
     if limit is None:
         return None
-    # Not of ``random``: whoever has imported that fills it anew in each child they fork.
+    # Not of ``random``: once imported, that seeds itself anew in each child that is forked.
     return limit + int.from_bytes(os.urandom(8)) % (1 + (limit // 10 if jitter is None else jitter))

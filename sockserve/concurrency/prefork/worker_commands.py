@@ -141,7 +141,7 @@ class Duties(Observer):
                 self._numbers[CUTS] += late
 
     def wait_to_end(self) -> None:
-        """Let whoever waits for the end of accepting go first."""
+        """Let a thread that waits for the end of accepting go first."""
         self._may_end.wait(END_PAUSE)
 
     def pause_or_go_on(self) -> None:

@@ -171,7 +171,7 @@ class WorkerHandle:
         self.tell(SUSPEND)
 
     def has_ended(self, *, waits: bool = False) -> bool:
-        """Whether its process has, whoever reaps it; ``waits``: as soon as it has."""
+        """Say whether its process has, without reaping it; ``waits``: return as soon as it has."""
         options = os.WEXITED | os.WNOWAIT | (0 if waits else os.WNOHANG)
         try:
             return os.waitid(os.P_PID, self.child.pid, options) is not None
