@@ -143,7 +143,10 @@ def _is_address(word: str) -> bool:
 
 
 def _tell(handler: type, servers: tuple[AnyServer, ...]) -> None:
-    """Say where they listen, and how to talk to the echo handler there; in one write, so that lines of two programs do not mix."""
+    """Say where they listen, and how to talk to the echo handler there.
+
+    In one write, so that the lines of two programs do not mix.
+    """
     lines = [f"Listening on {format_address(server.socket)}" for server in servers]
     if handler is Echo:
         commands = [command for server in servers if (command := _netcat(server.socket)) is not None]

@@ -76,7 +76,8 @@ def serve(
         if there is no controlling terminal, which would stop a background job by them.
     max_requests: after about how many requests a worker is replaced; None: never.
     worker_timeout: seconds after which a worker whose loop stands still is replaced; None: never.
-    backlog: connections that the kernel may hold until they are accepted (listen(2)); None: as many as the system allows.
+    backlog: connections that the kernel may hold until they are accepted (listen(2)); None: as many as the system
+        allows.
     install_signal_handlers: false leaves signals alone. So does any other thread than the main one, where Python allows
         no handlers. Serving then ends when ``shutdown()`` has been called on every server.
     observers: hear what happens to requests, beside the log and the counters.

@@ -38,8 +38,8 @@ in any thread                         ``Supervisor.drain()``; ``WorkerHandle.has
 in the supervisor's thread            ``Supervisor.run()``, ``end()``; ``WorkerHandle``, all else; ``Crew``,
                                       ``Places``, ``Storms``, ``Ending``, ``HangDetector``, ``Run``, ``Service``
 in any thread of a worker             ``Link.tell()``, ``stir()``, ``beat_between_requests()``;
-                                      ``Duties.begin_one()``, ``end_one()``, ``leave()``
-in the thread of a worker's loop      ``Link.beat()``, ``beat_in()``, ``rest_in()``; ``Duties.on_…()``
+                                      ``Duties.begin_one()``, ``end_one()``, ``leave()``, ``on_…()``
+in the thread of a worker's loop      ``Link.beat()``, ``beat_in()``, ``rest_in()``
 in a worker's control thread          ``Link.next_orders()``; ``Duties``, the other orders; ``Patience``
 ====================================  ======================================================================
 

@@ -5,8 +5,8 @@ the input of the request that the loop serves ends, then its connection is cut. 
 then.
 Rule 2. What is ended is what stood still when the supervisor looked: the beat that it saw is still the last one.
 Rule 3. Once one was found, the next has half the time, and the one after it half of that, if its client has sent
-nothing at all and another one waits. So a client that comes after any number of silent ones waits about twice the time of one.
-All have the whole time again when the loop has nothing to do.
+nothing at all and another one waits. So a client that comes after any number of silent ones waits about twice the time
+of one. All have the whole time again when the loop has nothing to do.
 """
 
 from __future__ import annotations

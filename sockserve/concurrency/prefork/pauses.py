@@ -1,8 +1,8 @@
 """Pauses of all workers at once: what each was told, and whether all take no request any more.
 
 Rule 1. A pause has a number, and so has its end: what a worker says about an earlier one counts for nothing.
-Rule 2. What suspends a server sets the flag first and asks here second; here it is the other way round: of two that meet
-at least one sees the other.
+Rule 2. What suspends a server sets the flag first and asks here second; here it is the other way round: of two that
+meet at least one sees the other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ class Pauses:
         self._workers = workers
 
     def tell(self, is_suspended: Callable[[], bool]) -> bool:
-        """Let all pause or go on, and say whether that is new. In the supervisor's thread; in any while it does not run."""
+        """Let all pause or go on, and say whether that is new.
+
+        In the supervisor's thread; while the supervisor does not run, in any.
+        """
         before, suspended = self.number, is_suspended()
         if suspended is bool(before % 2):
             return False
