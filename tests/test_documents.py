@@ -10,16 +10,20 @@ import signal
 import socketserver
 import subprocess
 import sys
+import threading
 import tomllib
+import types
 from typing import Any
 
 import pytest
 import test_words
+from support.handlers import handlers
 from support.under_test import LIMIT
 
 import sockserve
 from sockserve import testing
 from sockserve.net import accept_errors
+from sockserve.pytest_plugin import Running
 
 ROOT = pathlib.Path(sockserve.__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -112,6 +116,37 @@ def test_the_folders_in_the_architecture_are_those_of_the_package() -> None:
 
 def _folders() -> set[str]:
     return {path.parent.name for path in (ROOT / "sockserve").rglob("*.py")} - {"sockserve", "dropin_startup"}
+
+
+def test_a_request_takes_the_way_that_the_document_shows(running: Running) -> None:
+    """The functions of its two lists are called in their order, those of a list in one thread."""
+    page = (ROOT / "docs/explanation/life-of-a-request.md").read_text("utf-8").partition("function by function")[2]
+    row = re.compile(r"^\| `([\w/]+)` \| `([\w.<>]+)` \|", re.MULTILINE)
+    promised = [row.findall(part) for part in page.split("In the request's")]
+    assert [len(each) > 8 for each in promised] == [True, True]
+    called: dict[int, list[tuple[str, str]]] = {}
+
+    def note(frame: types.FrameType, event: str, _: object) -> None:
+        module = frame.f_code.co_filename.partition(f"{ROOT}/sockserve/")[2].removesuffix(".py")
+        if event == "call" and module:
+            called.setdefault(threading.get_ident(), []).append((module, frame.f_code.co_qualname))
+
+    before = threading.getprofile()
+    threading.setprofile(note)
+    try:
+        server = running(sockserve.ThreadingTCPServer(("127.0.0.1", 0), handlers(sockserve).EchoStream))
+        assert testing.ask(server, b"hello\n") == b"hello\n"
+        assert server.wait_idle(LIMIT)
+        server.shutdown()
+    finally:
+        threading.setprofile(before)
+    for functions in promised:
+        assert any(_in_this_order(functions, calls) for calls in called.values()), (functions, called)
+
+
+def _in_this_order(wanted: list[tuple[str, str]], calls: list[tuple[str, str]]) -> bool:
+    rest = iter(calls)
+    return all(each in rest for each in wanted)
 
 
 def test_where_pypi_shows_the_readme_its_links_are_absolute() -> None:
