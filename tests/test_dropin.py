@@ -350,6 +350,21 @@ def test_an_error_in_the_sitecustomize_of_the_machine_is_reported_as_ever(tmp_pa
     assert run.stderr == 2 * plain.stderr
 
 
+@pytest.mark.parametrize(("option", "child"), [([], "socketserver"), (["--children"], "sockserve")])
+def test_it_works_from_a_zip_file(option: list[str], child: str, tmp_path: pathlib.Path) -> None:
+    """A package that Python imports from an archive is found there by the program, and by its children if asked for."""
+    archive = tmp_path / "packages.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in PACKAGE.rglob("*.py"):
+            file.write(path, path.relative_to(PACKAGE.parent))
+    script = tmp_path / "suppliers.py"
+    # An installed one would be found as well.
+    script.write_text(f"{SUPPLIERS}import sockserve\nassert {str(archive)!r} in sockserve.__file__\n")
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(archive)}
+    run = python("-m", "sockserve.dropin", *option, str(script), "child", environment=environment)
+    assert run.stdout.split() == ["sockserve", child], run.stderr
+
+
 def test_a_program_does_not_run_if_the_drop_in_cannot_work(copy: pathlib.Path) -> None:
     """Status 1 and a line that says why, where socketserver's classes are in use when the program is to start."""
     with (copy / "sockserve" / "__init__.py").open("a") as file:

@@ -1,12 +1,13 @@
 """Puts sockserve in the place of ``socketserver`` in a Python that starts with this directory on PYTHONPATH.
 
-``python -m sockserve.dropin`` sets SOCKSERVE_DROPIN for the program that it runs, to "program" or "children". The
-program's own child processes, reached through the PYTHONPATH that they inherit, do not have it.
+``python -m sockserve.dropin`` sets SOCKSERVE_DROPIN for the program that it runs, to "program" or "children". With
+"children" the program's own child processes inherit the PYTHONPATH, but not that variable.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -15,17 +16,17 @@ _DIRECTORY = os.path.dirname(os.path.abspath(__file__))
 
 
 def _import_sockserve() -> None:
-    """Import the sockserve that this file belongs to, be it installed or not, and leave sys.path alone."""
-    path = os.path.join(os.path.dirname(_DIRECTORY), "__init__.py")
-    spec = importlib.util.spec_from_file_location("sockserve", path)
+    """Import the sockserve that this file belongs to, installed or not, in a zip file or not; leave sys.path alone."""
+    where = os.path.dirname(os.path.dirname(_DIRECTORY))
+    spec = importlib.machinery.PathFinder.find_spec("sockserve", [where])
     if spec is None or spec.loader is None:
-        raise ImportError(path)
+        raise ImportError(f"no sockserve in {where}")
     sys.modules["sockserve"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
 
 def _import_shadowed() -> None:
-    """Import the sitecustomize that would have been found without this one."""
+    """Import the sitecustomize that Python would have found without this one."""
     this = sys.modules.pop(__name__)
     sys.path.remove(_DIRECTORY)
     try:
@@ -52,7 +53,7 @@ except Exception as error:
         # An exception would let the program run, with the old socketserver.
         sys.stderr.write(f"sockserve.dropin: {type(error).__name__}: {error}\n")
         os._exit(1)
-    # A child may be any Python: site reports this in two lines, and it runs as it would have run.
+    # A child may be any Python program: site reports the error in two lines, and the program runs as ever.
     raise
 finally:
     _import_shadowed()
