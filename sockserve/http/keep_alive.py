@@ -32,8 +32,11 @@ class HTTPKeepAliveMixIn:
     _asked_to_keep_open: bool | None = None
     keep_open = BaseRequestHandler.__dict__["keep_open"]
     buffered_input = StreamRequestHandler.__dict__["buffered_input"]
+    connection_info = BaseRequestHandler.__dict__["connection_info"]
     _serving_converse = BaseRequestHandler.__dict__["_serving_converse"]
     _serving_parks = BaseRequestHandler.__dict__["_serving_parks"]
+    _serving_go_on = BaseRequestHandler.__dict__["_serving_go_on"]
+    _serving_look = StreamRequestHandler.__dict__["_serving_look"]
     _serving_is_dry = StreamRequestHandler.__dict__["_serving_is_dry"]
     _wait_for_more_input = StreamRequestHandler.__dict__["_wait_for_more_input"]
 
