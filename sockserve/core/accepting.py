@@ -19,20 +19,21 @@ from sockserve.core.active_requests import LiveRequest
 from sockserve.core.back_off import BackOff
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import Events
-from sockserve.core.intake import Intake
+from sockserve.core.intake import BY_INTAKE, Intake, is_unix
+from sockserve.core.life_in_place import serves_at_once, take_again
 from sockserve.core.lifecycle import Stay
 from sockserve.core.loop import Loop, Source
 from sockserve.core.one_shot import OneShot
 from sockserve.core.preparing import check_settings
-from sockserve.core.request_life import serves_at_once, take, take_again
-from sockserve.core.serving import LoopsDispatcher, events_of, serving_of, stay_begins, stay_ends, table_of
+from sockserve.core.request_life import take
+from sockserve.core.serving import LoopsDispatcher, events_of, serving_of, stay_begins, stay_ends
 from sockserve.errors import AlreadyServingError, ListenerLostError, ServerClosedError
 from sockserve.log import log
 from sockserve.net.accept_errors import Verdict, is_shortage
 from sockserve.net.watched_socket import forget_taken, tell_when_closed
 from sockserve.seconds import check_times, limit_of
 
-__all__ = ["BATCH", "Acceptor", "drains", "needs_no_poll", "take_without_loop"]
+__all__ = ["BATCH", "Acceptor", "drains", "needs_no_poll"]
 
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])
@@ -94,7 +95,7 @@ class Acceptor(Source, Stay):
         self._dispatcher: LoopsDispatcher | None = None
         self.listener: Any = getattr(server, "socket", None)
         self._takes_ours = getattr(server.get_request, "never_waits", False)
-        self.intake = Intake(self.listener, remembers=not self._takes_ours)
+        self.intake = Intake(self.listener, remembers=not self._takes_ours, has_names=is_unix(server))
         self._fd = -1
         self._fileno: Callable[[], int] = server.fileno
         self.events = events_of(server)
@@ -272,12 +273,17 @@ class Acceptor(Source, Stay):
     def take_one(self) -> bool:
         """Take one request that is ready; true if there was one. In the loop's thread; in a pool in its workers."""
         server = self.server
+        intake = self.intake
         # What an override raises after it has got a request is of that request, not of the listener.
-        remembers = self.intake.remembers
+        remembers = intake.remembers
         if remembers:
             forget_taken()
         try:
-            request, client_address = server.get_request()
+            accept = intake.accept
+            if accept is not None and getattr(server.get_request, "__func__", None) in BY_INTAKE:
+                request, client_address = accept()
+            else:
+                request, client_address = server.get_request()
         except BaseException as error:
             return not_taken(server, self, error, remembers)
         if remembers:
@@ -407,15 +413,3 @@ class Acceptor(Source, Stay):
             self._stop_watching()
             self._stop_watching = None
         self.intake.give_back()
-
-
-def take_without_loop(server: Any) -> bool:
-    """Take one request that is ready, for ``handle_request()``; true if there was one."""
-    forget_taken()
-    try:
-        request, client_address = server.get_request()
-    except BaseException as error:
-        return not_taken(server, None, error, True)
-    forget_taken()
-    take(server, LiveRequest(table_of(server), events_of(server), request, client_address))
-    return True

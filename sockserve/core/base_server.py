@@ -8,19 +8,21 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias
 
-from sockserve.core.accepting import Acceptor, needs_no_poll, take_without_loop
+from sockserve.core.accepting import Acceptor, needs_no_poll
 from sockserve.core.active_requests import ActiveRequest, LiveRequest
 from sockserve.core.aftercare import wait_for_request
 from sockserve.core.base_order import refuse_wrong_order
 from sockserve.core.connection_info import ConnectionInfo, info_of
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import LogObserver, Observer
+from sockserve.core.life_in_place import own
 from sockserve.core.lifecycle import CUT_GRACE, Drained, Lifecycle
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import begin, cut_others, drain_one, serve, takes_record, unprepared
 from sockserve.core.serving import Accepting, ServedInLoop, table_of
 from sockserve.core.type_parameters import TypeVar, filled_up
+from sockserve.core.without_loop import take_without_loop
 from sockserve.errors import RefusedError, ServerClosedError
 from sockserve.log import log
 from sockserve.net.departure import has_left
@@ -324,6 +326,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
         """
         raise NotImplementedError(f"{type(self).__name__} must define get_request()")
 
+    @own
     def verify_request(self, request: RequestT, client_address: AddressT) -> bool:
         """Say whether the request may be served; True here. What it raises goes to ``handle_error()``."""
         return True
@@ -355,6 +358,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
         """Whether PREPARE has more to do than to call ``prepare_request()``."""
         return self._serving_verifies_client
 
+    @own
     def finish_request(self, request: RequestT, client_address: AddressT) -> None:
         """Run the handler: construct ``RequestHandlerClass(request, client_address, server)``.
 

@@ -10,22 +10,57 @@ in a pool, in its workers, several at once; ``stop_receiving()`` in any thread.
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from sockserve.net.accept import Receiver, accept_of, careful_accept_of, counter_of, has_ended
 from sockserve.net.blocking_mode import give_back, lend
-from sockserve.net.listen import listens
+from sockserve.net.listen import listens, unix_name
 from sockserve.net.watched_socket import remembering
 
-__all__ = ["Intake"]
+__all__ = ["BY_INTAKE", "Intake", "by_intake", "finishing", "is_unix"]
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+# Linux hands out blocking sockets whatever the listener is; the BSDs, macOS and Windows pass the listener's mode on.
+_ACCEPTED_INHERITS_MODE = not sys.platform.startswith("linux")
+
+BY_INTAKE: set[Any] = set()
+"""Functions that are marked: the loop need not call them."""
+
+
+def by_intake(get_request: Hook) -> Hook:
+    """Mark a ``get_request()`` that does no more in a loop than ``Intake.accept()``."""
+    BY_INTAKE.add(get_request)
+    return get_request
+
+
+def is_unix(server: Any) -> bool:
+    """Whether a server's addresses are names of Unix sockets."""
+    return hasattr(socket, "AF_UNIX") and getattr(server, "address_family", None) == socket.AF_UNIX
+
+
+def finishing(accept: Callable[[], tuple[Any, Any]], *, has_names: bool) -> Callable[[], tuple[Any, Any]]:
+    """Make an ``accept()`` return what ``get_request()`` promises: a blocking connection, and a name that is text."""
+    if not has_names and not _ACCEPTED_INHERITS_MODE:
+        return accept
+
+    def accept_and_finish() -> tuple[Any, Any]:
+        request, client_address = accept()
+        if _ACCEPTED_INHERITS_MODE and socket.getdefaulttimeout() is None:
+            request.setblocking(True)
+        return request, unix_name(client_address) if has_names else client_address
+
+    return accept_and_finish
 
 
 class Intake:
     """One socket's, for one stay of its server in a loop."""
 
-    def __init__(self, listener: Any, *, remembers: bool) -> None:
+    def __init__(self, listener: Any, *, remembers: bool, has_names: bool) -> None:
         self.listener = listener
+        self._has_names = has_names
         self.remembers = remembers
         """Whether ``take_taken()`` tells what ``get_request()`` took: for an override that may fail with it."""
         self.accept: Callable[[], tuple[socket.socket, Any]] | None = None
@@ -55,6 +90,8 @@ class Intake:
                 self.accept = remembering(self.accept)
             if self.receive is not None:
                 self.receive = remembering(self.receive, of=self.listener)
+        if self.accept is not None:
+            self.accept = finishing(self.accept, has_names=self._has_names)
         self.can_block = self.count_waiting is None and (self._receiver is None or not self._receiver.is_plain)
 
     def _open_listener(self, connection_class: type[socket.socket] | None) -> None:

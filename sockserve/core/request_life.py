@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.events import Events
-from sockserve.core.preparing import DRAIN_GRACE, Preparation, prepare, prepares
+from sockserve.core.preparing import DRAIN_GRACE, Preparation, prepare
 from sockserve.core.replaced import reach
 from sockserve.core.request_states import RequestState
 from sockserve.core.serving import serving_of, table_of
@@ -33,15 +33,17 @@ __all__ = [
     "contain",
     "cut_others",
     "drain_one",
+    "end_failed",
     "fail",
+    "finish_unprepared",
     "forget",
     "give_up",
     "let_go",
+    "refuse",
     "resume",
     "serve",
-    "serves_at_once",
+    "step_of",
     "take",
-    "take_again",
     "takes_record",
     "tell_cut",
     "unprepared",
@@ -68,6 +70,11 @@ def takes_record(step: Callable[[Any, LiveRequest], None]) -> Callable[[Hook], H
         return hook
 
     return mark
+
+
+def step_of(hook: object) -> Callable[[Any, LiveRequest], None] | None:
+    """What a hook does with the record of its request; None if it was not marked, an override for one."""
+    return _STEPS.get(getattr(hook, "__func__", None))
 
 
 def call(hook: Any, server: Any, live: LiveRequest) -> None:
@@ -97,7 +104,7 @@ def take(server: Any, live: LiveRequest) -> None:
         if accepted:
             call(server.process_request, server, live)
         else:
-            _refuse(server, live)
+            refuse(server, live)
     except Exception as error:
         fail(server, live, error)
     except BaseException:
@@ -106,68 +113,6 @@ def take(server: Any, live: LiveRequest) -> None:
     # Still "verify": a subclass's process_request() served it in its own way, or keeps it for process_request_thread().
     if live.state == "verify":
         let_go(server, live, "verify")
-
-
-def serves_at_once(server: Any, events: Events) -> bool:
-    """Whether for this server ``take_again()`` is as good as ``take()``: no hook nor observer could tell."""
-    if events.hear_all or prepares(server):
-        return False
-    return _STEPS.get(getattr(server.process_request, "__func__", None)) is serve
-
-
-def take_again(server: Any, live: LiveRequest, request: Any, client_address: Any) -> bool:
-    """As ``take()``, with a record that has served before: true if it may serve once more, since nobody else has it.
-
-    In one piece, down to the table's enter() and discard(), because a short request's steps cost less than the calls
-    between them.
-    """
-    table = live.table
-    live.key = id(request)
-    live.request = request
-    live.client_address = client_address
-    live.since = time.monotonic()
-    live.state = "verify"
-    live.end_told = False
-    try:
-        table.by_id[live.key] = live
-        if table.watchers:
-            table.tell_watchers()
-        if not server.verify_request(request, client_address):
-            _refuse(server, live)
-            return False
-        live.state = "prepare"
-        try:
-            prepared, client_address = server.prepare_request(request, client_address)
-        except RefusedError as error:
-            _finish_unprepared(server, live, error)
-            return False
-        live.client_address = client_address
-        if prepared is not request:
-            table.replace(live, prepared)
-        live.state = "handle"
-        server.finish_request(prepared, client_address)
-        live.state = "shutdown"
-        try:
-            if not live.detached:
-                # Not a local variable: a hook may have replaced it since.
-                server.shutdown_request(live.request)
-        finally:
-            table.by_id.pop(live.key, None)
-            if table.watchers:
-                table.tell_watchers()
-    except Exception as error:
-        if live.state == "shutdown":
-            _end_failed(server, live, error)
-        else:
-            fail(server, live, error)
-        return False
-    except BaseException:
-        give_up(server, live)
-        raise
-    if live.escaped or live.detached:
-        return False
-    live.request = live.handler = None
-    return True
 
 
 def begin(server: Any, request: Any, client_address: Any) -> LiveRequest:
@@ -194,12 +139,12 @@ def serve(server: Any, live: LiveRequest) -> None:
                 return
             request, live.client_address = server.prepare_request(live.request, live.client_address)
         except PeerError as error:
-            _finish_unprepared(server, live, error)
+            finish_unprepared(server, live, error)
             return
         if request is not live.request:
             live.table.replace(live, request)
         if prepares and not server.verify_client(request, live.client_address):
-            _refuse(server, live)
+            refuse(server, live)
             return
     if events.prepare:
         Events.emit(events.prepare, server, live)
@@ -213,7 +158,7 @@ def serve(server: Any, live: LiveRequest) -> None:
         _park_or_close(server, live)
 
 
-def _finish_unprepared(server: Any, live: LiveRequest, error: PeerError) -> None:
+def finish_unprepared(server: Any, live: LiveRequest, error: PeerError) -> None:
     """Let ``finish_request()`` raise the peer's error, and end the request if an override of it hushes that up.
 
     So what an override of ``process_request()`` took is given back where it always is. Not for other errors of
@@ -285,7 +230,8 @@ def contain(server: Any, live: LiveRequest, step: Callable[[Any, LiveRequest], N
         raise
 
 
-def _refuse(server: Any, live: LiveRequest) -> None:
+def refuse(server: Any, live: LiveRequest) -> None:
+    """Close a request to which ``verify_request()`` said no."""
     live.outcome = "refused"
     log.debug("%s: refused %s", server, live.client_address)
     close(server, live)
@@ -329,12 +275,12 @@ def close(server: Any, live: LiveRequest) -> None:
         if not live.detached:
             server.shutdown_request(live.request)
     except Exception as error:
-        _end_failed(server, live, error)
+        end_failed(server, live, error)
     finally:
         forget(server, live)
 
 
-def _end_failed(server: Any, live: LiveRequest, error: Exception) -> None:
+def end_failed(server: Any, live: LiveRequest, error: Exception) -> None:
     """``shutdown_request()`` raised: report it, and close what it may have left open without asking it again."""
     if live.outcome == "handled":
         live.outcome = "failed"

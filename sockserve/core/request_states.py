@@ -23,7 +23,8 @@ RequestState: TypeAlias = Literal[
 Outcome: TypeAlias = Literal["handled", "refused", "failed", "left"]
 
 _TABLE: Final = frozenset({"active_requests"})
-_LIFE: Final = frozenset({"request_life"})
+_IN_PLACE: Final = frozenset({"life_in_place"})
+_LIFE: Final = frozenset({"request_life"}) | _IN_PLACE
 _DISPATCH: Final = frozenset({"dispatch"})
 _PARKING: Final = frozenset({"parking"})
 
@@ -55,6 +56,6 @@ TRANSITIONS: Final[Mapping[RequestState, Mapping[RequestState, frozenset[str]]]]
     "parked": {"handle": _LIFE | _PARKING, "prepare": _LIFE | _PARKING, "error": _LIFE, "shutdown": _LIFE},
     "error": {"shutdown": _LIFE},
     # The loop's next request, with the same record.
-    "shutdown": {"verify": _LIFE},
+    "shutdown": {"verify": _IN_PLACE},
 }
 """State, next state, and the modules (by the last part of their names) that may make the change."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import socket
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sockserve.core.accepting import drains
-from sockserve.core.active_requests import LiveRequest
-from sockserve.core.aftercare import let_linger
 from sockserve.core.base_server import AddressT, BaseServer, HandlerFactory
 from sockserve.core.deferral import Deferral
-from sockserve.core.replaced import successor
+from sockserve.core.intake import by_intake, finishing, is_unix
+from sockserve.core.life_in_place import end_stream, own
 from sockserve.core.serving import finish_lingering, table_of
 from sockserve.core.type_parameters import TypeVar
 from sockserve.errors import DatagramTruncatedError
@@ -29,10 +27,6 @@ from sockserve.net.watched_socket import forget_taken, remembering
 __all__ = ["TCPServer", "UDPServer"]
 
 _HAS_UNIX = hasattr(socket, "AF_UNIX")
-
-# Linux hands out blocking sockets whatever the listener is; the BSDs, macOS and Windows pass the listener's mode on.
-_ACCEPTED_INHERITS_MODE = not sys.platform.startswith("linux")
-
 
 # By default as in typeshed, where a hook's request may be a datagram as well.
 StreamT = TypeVar("StreamT", default=Any)
@@ -153,22 +147,16 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         """The socket's descriptor; -1 when closed."""
         return self.socket.fileno()
 
+    @by_intake
     @drains
     def get_request(self) -> tuple[StreamT, AddressT]:
         """Accept one connection; raises BlockingIOError while a loop runs and none is there."""
         intake = self._serving_state.intake
-        request: Any
-        client_address: Any
-        if intake is not None and intake.accept is not None:
-            request, client_address = intake.accept()
-        else:
+        accept: Callable[[], tuple[Any, Any]] | None = None if intake is None else intake.accept
+        if accept is None:
             defer_handshake(self.socket)
-            request, client_address = remembering(self.socket.accept)()
-        if _ACCEPTED_INHERITS_MODE and socket.getdefaulttimeout() is None:
-            request.setblocking(True)
-        if _HAS_UNIX and self.address_family == socket.AF_UNIX:
-            client_address = unix_name(client_address)
-        return request, client_address
+            accept = finishing(remembering(self.socket.accept), has_names=is_unix(self))
+        return accept()
 
     @property
     def _serving_has_steps(self) -> bool:
@@ -184,6 +172,7 @@ class TCPServer(BaseServer[StreamT, AddressT]):
             or self.direct_from is not None
         )
 
+    @own
     def prepare_request(self, request: StreamT, client_address: AddressT) -> tuple[StreamT, AddressT]:
         """Shake hands if ``get_request()`` or the listener wrapped the connection for TLS. Raises HandshakeError.
 
@@ -206,6 +195,7 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         """Let a handler that waits for input see end-of-file; it can still write its answer."""
         end_input(request)
 
+    @own
     def shutdown_request(self, request: StreamT) -> None:
         """Half-close, so that the peer gets the whole answer, then ``close_request()``.
 
@@ -213,26 +203,9 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         the server's loop: 2 seconds at most, 64 KiB of what still comes, and 256 connections of one server. If the
         handler's ``connection`` or ``request`` is another socket, into which this one was wrapped, that is closed.
         """
-        live = table_of(self).by_id.get(id(request))
-        if live is not None:
-            # Before the half-close: a client that has seen its end, and looks, must not find itself in progress.
-            live.end_told = True
-        try:
-            must_linger = half_close(request, self._serving_patience, live)
-            if must_linger:
-                let_linger(self, request)
-            elif must_linger is None and live is not None:
-                self._serving_end_successor(live)
-        finally:
-            self.close_request(request)
+        end_stream(self, request, self._serving_state.table.by_id.get(id(request)))
 
-    def _serving_end_successor(self, live: LiveRequest) -> None:
-        taken = successor(live)
-        if taken is not None:
-            if half_close(taken, self._serving_patience, live):
-                let_linger(self, taken)
-            taken.close()
-
+    @own
     def close_request(self, request: StreamT) -> None:
         """Close the connection."""
         request.close()  # type: ignore[attr-defined]

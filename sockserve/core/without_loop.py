@@ -1,0 +1,28 @@
+"""One request without a loop, for ``handle_request()``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sockserve.core.accept_failures import not_taken
+from sockserve.core.active_requests import LiveRequest
+from sockserve.core.request_life import take
+from sockserve.core.serving import events_of, table_of
+from sockserve.net.watched_socket import forget_taken
+
+__all__ = ["take_without_loop"]
+
+
+def take_without_loop(server: Any) -> bool:
+    """Take one request that is ready; return whether there was one. In the thread that calls ``handle_request()``.
+
+    Raises ListenerLostError, what ``handle_error()`` raises, and what is no Exception.
+    """
+    forget_taken()
+    try:
+        request, client_address = server.get_request()
+    except BaseException as error:
+        return not_taken(server, None, error, True)
+    forget_taken()
+    take(server, LiveRequest(table_of(server), events_of(server), request, client_address))
+    return True
