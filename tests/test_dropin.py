@@ -351,18 +351,21 @@ def test_an_error_in_the_sitecustomize_of_the_machine_is_reported_as_ever(tmp_pa
 
 
 @pytest.mark.parametrize(("option", "child"), [([], "socketserver"), (["--children"], "sockserve")])
-def test_it_works_from_a_zip_file(option: list[str], child: str, tmp_path: pathlib.Path) -> None:
+def test_it_works_from_a_zip_file(
+    option: list[str], child: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A package that Python imports from an archive is found there by the program, and by its children if asked for."""
     archive = tmp_path / "packages.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for path in PACKAGE.rglob("*.py"):
             file.write(path, path.relative_to(PACKAGE.parent))
     script = tmp_path / "suppliers.py"
-    # An installed one would be found as well.
+    # Not the package in the current directory, nor an installed one.
+    monkeypatch.chdir(tmp_path)
     script.write_text(f"{SUPPLIERS}import sockserve\nassert {str(archive)!r} in sockserve.__file__\n")
     environment = {**ENVIRONMENT, "PYTHONPATH": str(archive)}
     run = python("-m", "sockserve.dropin", *option, str(script), "child", environment=environment)
-    assert run.stdout.split() == ["sockserve", child], run.stderr
+    assert (run.returncode, run.stdout.split()) == (0, ["sockserve", child]), run.stderr
 
 
 def test_a_program_does_not_run_if_the_drop_in_cannot_work(copy: pathlib.Path) -> None:
