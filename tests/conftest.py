@@ -12,6 +12,8 @@ import gc
 import logging
 import os
 import pathlib
+import select
+import selectors
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from support.request_states import watch_states
 from support.under_test import IS_STDLIB, LIMIT
 
 from sockserve import pytest_plugin
+from sockserve.core.loop import Loop
 from sockserve.testing import leaks
 
 pytest_plugins = ["pytester"]
@@ -60,6 +63,16 @@ def pytest_collection_finish() -> None:
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A PEM file with a certificate for loopback and its key, made once."""
     return make_certificate(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture(params=["epoll", "selectors"])
+def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
+    """A loop over each of the pollers; gevent takes epoll away in the same way."""
+    if request.param == "selectors":
+        monkeypatch.delattr(select, "epoll")
+        monkeypatch.setattr(selectors, "DefaultSelector", selectors.PollSelector)
+    with Loop() as made:
+        yield made
 
 
 @pytest.fixture

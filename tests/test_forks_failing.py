@@ -10,7 +10,7 @@ import signal
 from typing import Any
 
 import pytest
-from support.forking import Counted, SaysGoodbye
+from support.forking import Counted, SaysGoodbye, interrupted
 from support.handlers import handlers
 from support.log_watch import ExpectLog
 from support.under_test import LIMIT
@@ -81,14 +81,7 @@ def test_an_interrupt_while_the_child_is_made_leaves_no_orphan(
 
     expect_log(logging.WARNING, "in progress for")
     expect_log(logging.WARNING, "was killed by signal 9")
-    server = Counted(SaysGoodbye, drain_timeout=0.1)
-    with connect(server) as client, client.makefile("rb") as answer:
-        monkeypatch.setattr(os, "fork", fork_and_interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            server.handle_request()
-        (child,) = server.active_children or ()
-        server.server_close()
-        answer.read()
+    server, child = interrupted(monkeypatch, fork_and_interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
     assert server.outcome() == (0, 1)

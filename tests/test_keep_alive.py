@@ -10,6 +10,7 @@ import socket
 from typing import Any
 
 import pytest
+from support.pages import PathPage, StandardPool
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
@@ -21,27 +22,10 @@ from sockserve.testing import connect
 LOOPBACK = ("127.0.0.1", 0)
 
 
-class Page(sockserve.HTTPKeepAliveMixIn, http.server.BaseHTTPRequestHandler):
+class Page(sockserve.HTTPKeepAliveMixIn, PathPage):
     """Answers with its path."""
 
-    protocol_version = "HTTP/1.1"
     timeout = LIMIT
-
-    def do_GET(self) -> None:
-        """Answer."""
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.path)))
-        self.end_headers()
-        self.wfile.write(self.path.encode())
-
-    def log_message(self, *_: Any) -> None:
-        """Be quiet."""
-
-
-class StandardPool(sockserve.ThreadPoolMixIn, http.server.HTTPServer):
-    """A standard library's server, on the pool."""
-
-    max_workers = 2
 
 
 HTTP_SERVERS = [
@@ -86,7 +70,7 @@ def test_nagles_algorithm_is_left_alone_where_there_is_none(running: Running, tm
     class Prompt(Page):
         disable_nagle_algorithm = True
 
-        def do_GET(self) -> None:
+        def do_GET(self) -> None:  # noqa: N802 - the standard library's name
             """Answer with what the socket was told."""
             is_tcp = self.connection.family == socket.AF_INET
             self.path = str(is_tcp and bool(self.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.models import HERE, SERVERS
+from support.pages import StandardPool
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
@@ -53,12 +54,6 @@ class Page(sockserve.HTTPKeepAliveMixIn, http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Be quiet."""
-
-
-class StandardPool(sockserve.ThreadPoolMixIn, http.server.HTTPServer):
-    """A standard library's server, on the pool."""
-
-    max_workers = 2
 
 
 def chunked(body: bytes) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from support.handlers import handlers
 from support.models import MODELS
+from support.strange_listeners import Bare, Wrapper
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
@@ -146,25 +147,6 @@ def test_each_server_over_one_socket_hears_of_its_end() -> None:
     stays[0].thread.join()
     listener.close()
     assert [type(stay.ends()) for stay in stays] == [type(None)] + [sockserve.ListenerLostError] * 2
-
-
-class Wrapper:
-    """Stands for a socket, as pyOpenSSL's Connection does, and can tell nobody of its end."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
-
-
-class Bare:
-    """Has what a server must have and no more."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self.accept, self.fileno, self.close = sock.accept, sock.fileno, sock.close
-        self.getsockname, self.gettimeout = sock.getsockname, sock.gettimeout
 
 
 @pytest.mark.parametrize("wrap", [Wrapper, Bare])

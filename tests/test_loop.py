@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import selectors
 import signal
 import socket
 import threading
@@ -25,16 +24,6 @@ from sockserve.core.poller import wait_readable
 from sockserve.testing import ask, call_within
 
 LOOPBACK = ("127.0.0.1", 0)
-
-
-@pytest.fixture(params=["epoll", "selectors"])
-def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
-    """A loop over each of the pollers; gevent takes epoll away in the same way."""
-    if request.param == "selectors":
-        monkeypatch.delattr(select, "epoll")
-        monkeypatch.setattr(selectors, "DefaultSelector", selectors.PollSelector)
-    with Loop() as made:
-        yield made
 
 
 class Source:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import select
-import selectors
 import socket
 from collections.abc import Iterator
 
@@ -18,16 +16,6 @@ from sockserve.concurrency.cooperative.hub import Hub
 from sockserve.concurrency.cooperative.request_greenlet import current_request_greenlet
 from sockserve.core.loop import INPUT, OUTPUT, Loop
 from sockserve.greenlets import cooperative
-
-
-@pytest.fixture(params=["epoll", "selectors"])
-def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
-    """A loop over each of the pollers."""
-    if request.param == "selectors":
-        monkeypatch.delattr(select, "epoll")
-        monkeypatch.setattr(selectors, "DefaultSelector", selectors.PollSelector)
-    with Loop() as made:
-        yield made
 
 
 @pytest.fixture

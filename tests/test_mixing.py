@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from support.handlers import handlers
 from support.log_watch import ExpectLog
+from support.pages import PathPage
 from support.under_test import LIMIT
 
 import sockserve
@@ -45,26 +46,10 @@ def test_any_mix_serves(running: Running, modules: tuple[Any, Any, Any], mix_in:
         assert ask(server, b"question %d\n" % number) == b"question %d\n" % number
 
 
-class Page(http.server.BaseHTTPRequestHandler):
-    """Answers each GET with its path, and keeps the connection."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        """Answer."""
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.path)))
-        self.end_headers()
-        self.wfile.write(self.path.encode())
-
-    def log_message(self, *_: Any) -> None:
-        """Be quiet."""
-
-
 @pytest.mark.parametrize("mix_in", [sockserve.ThreadingMixIn, sockserve.ForkingMixIn, sockserve.ThreadPoolMixIn])
 def test_our_mix_ins_on_http_server(running: Running, mix_in: Any) -> None:
     """``class S(ThreadingMixIn, http.server.HTTPServer)`` serves several clients that keep their connections."""
-    server: Any = running(type("Server", (mix_in, http.server.HTTPServer), {})(LOOPBACK, Page), poll_interval=0.01)
+    server: Any = running(type("Server", (mix_in, http.server.HTTPServer), {})(LOOPBACK, PathPage), poll_interval=0.01)
     clients = [http.client.HTTPConnection(*server.server_address, timeout=LIMIT) for _ in range(3)]
     for client, path in itertools.product(clients, ("/a", "/b")):
         client.request("GET", path)
@@ -82,7 +67,7 @@ def test_closing_http_server_waits_for_an_idle_client_only_so_long(running: Runn
         drain_timeout = 0.05
 
     expect_log(logging.WARNING, r": cut \('127.0.0.1', \d+\), in progress for ")
-    server = running(Server(LOOPBACK, Page), poll_interval=0.01)
+    server = running(Server(LOOPBACK, PathPage), poll_interval=0.01)
     with Stall(server, b"GET / HTTP/1.1\r\n\r\n") as idle:
         assert idle.connection.recv(100).startswith(b"HTTP/1.1 200")
         server.shutdown()

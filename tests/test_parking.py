@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.log_watch import ExpectLog
+from support.parked import Steps, pool, with_own_steps
 from support.programs import Program
 from support.under_test import LIMIT
 from support.waiting import wait_until
@@ -33,12 +34,8 @@ def poller(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delattr(select, "epoll")
 
 
-class Echo(sockserve.BaseRequestHandler[Any, Any, Any]):
+class Echo(Steps, sockserve.BaseRequestHandler[Any, Any, Any]):
     """Sends back what comes, and waits for more; b"wait" waits for ``opened`` first."""
-
-    begun: threading.Semaphore
-    opened: threading.Event
-    finished: threading.Semaphore
 
     def handle(self) -> None:
         """Answer."""
@@ -57,19 +54,9 @@ class Echo(sockserve.BaseRequestHandler[Any, Any, Any]):
 @pytest.fixture
 def echo() -> Iterator[type[Echo]]:
     """One with events of its own; opened at the end, whatever happened."""
-
-    class OwnEcho(Echo):
-        begun = threading.Semaphore(0)
-        opened = threading.Event()
-        finished = threading.Semaphore(0)
-
-    yield OwnEcho
-    OwnEcho.opened.set()
-
-
-def pool(handler: Any, **attributes: Any) -> Any:
-    """A server with these attributes."""
-    return type("Server", (sockserve.ThreadPoolTCPServer,), attributes)(LOOPBACK, handler)
+    own = with_own_steps(Echo)
+    yield own
+    own.opened.set()
 
 
 def exchange(client: socket.socket, data: bytes) -> None:

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support import parked
 from support.faulty_poller import FaultyPoller
 from support.log_watch import ExpectLog
+from support.parked import Steps, with_own_steps
 from support.under_test import LIMIT
 from support.waiting import wait_until, wait_until_arrived
 
@@ -33,14 +35,10 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> FaultyPoller:
     return FaultyPoller(monkeypatch)
 
 
-class Echo(sockserve.StreamRequestHandler[Any, Any, Any]):
+class Echo(Steps, sockserve.StreamRequestHandler[Any, Any, Any]):
     """Sends back each line, and waits for more; b"work" waits for ``opened`` first, b"hello" is soon to be followed."""
 
     limit: float | None = None
-
-    begun: threading.Semaphore
-    opened: threading.Event
-    finished: threading.Semaphore
 
     def handle(self) -> None:
         """Answer."""
@@ -62,20 +60,14 @@ class Echo(sockserve.StreamRequestHandler[Any, Any, Any]):
 @pytest.fixture
 def echo() -> Iterator[type[Echo]]:
     """One with events of its own; opened at the end, whatever happened."""
-
-    class OwnEcho(Echo):
-        begun = threading.Semaphore(0)
-        opened = threading.Event()
-        finished = threading.Semaphore(0)
-
-    yield OwnEcho
-    OwnEcho.opened.set()
+    own = with_own_steps(Echo)
+    yield own
+    own.opened.set()
 
 
 def pool(handler: Any, **attributes: Any) -> Any:
-    """A server with these attributes."""
-    attributes = {"max_workers": 2, "min_workers": 2} | attributes
-    return type("Server", (sockserve.ThreadPoolTCPServer,), attributes)(LOOPBACK, handler)
+    """A server of two workers, with these attributes."""
+    return parked.pool(handler, **{"max_workers": 2, "min_workers": 2} | attributes)
 
 
 def exchange(client: socket.socket, line: bytes) -> None:

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import pytest
 from support.log_watch import ExpectLog
+from support.models import SERVERS
 from support.preparing import (
     DESTINATION,
     HEADER,
     LOOPBACK,
-    MODELS,
     SOURCE,
     Refusals,
     Tell,
@@ -162,7 +162,7 @@ def test_verify_client_sees_who_really_asks(running: Running, model: str) -> Non
             assert self.connection_info(request).proxy_header is not None  # type: ignore[attr-defined]
             return bool(client_address[0] == SOURCE[0])
 
-    server = running(type("Server", (Allows, MODELS[model]), {})(LOOPBACK, Tell))
+    server = running(type("Server", (Allows, SERVERS[model]), {})(LOOPBACK, Tell))
     other = ProxyHeader(2, "PROXY", ("192.0.2.2", 1), DESTINATION)
     with Stall(server, other.to_bytes()) as client:
         assert client.read() == b""

@@ -7,14 +7,13 @@ import errno
 import os
 import select
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support.forking import Counted, SaysGoodbye
+from support.forking import Counted, interrupted
 from support.handlers import handlers
 from support.log_watch import ExpectLog
 from support.under_test import LIMIT
@@ -26,7 +25,7 @@ from sockserve.concurrency.child_process import Child
 from sockserve.concurrency.forks import ForkDispatcher
 from sockserve.core.deferral import Deferral
 from sockserve.pytest_plugin import Running
-from sockserve.testing import ask, call_within, connect
+from sockserve.testing import ask, call_within
 
 
 def child_process(status: int = 7) -> int:
@@ -307,13 +306,5 @@ def test_a_signal_that_another_thread_gets_does_not_orphan_the_child(
 
     expect_log(30, "in progress for")
     expect_log(30, "was killed by signal 9")
-    server = Counted(SaysGoodbye, drain_timeout=0.1)
-    with connect(server) as client, client.makefile("rb") as answer:
-        monkeypatch.setattr(os, "fork", fork_and_interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            server.handle_request()
-        (child,) = server.active_children or ()
-        server.server_close()
-        client.shutdown(socket.SHUT_WR)
-        answer.read()
+    _, child = interrupted(monkeypatch, fork_and_interrupt)
     wait_until(lambda: not os.path.exists(f"/proc/{child}"))

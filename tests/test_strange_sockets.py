@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support.handlers import handlers
 from support.models import MODELS
+from support.strange_listeners import Bare, Wrapper
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
@@ -64,35 +65,6 @@ def patient(server: Any) -> None:
 def wrapped(server: Any) -> None:
     """No socket at all."""
     server.socket = Wrapper(server.socket)
-
-
-class Wrapper:
-    """Stands for a socket."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
-
-
-class Bare:
-    """Has what a listener must have and no more; its accept() waits."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def accept(self) -> Any:
-        """Accept one connection, and wait for it."""
-        return self._sock.accept()
-
-    def fileno(self) -> int:
-        """The socket's."""
-        return self._sock.fileno()
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._sock.close()
 
 
 @pytest.mark.parametrize("change", [with_timeout, patient, wrapped])

@@ -17,6 +17,7 @@ from support.certificates import VERSIONS, client_context, server_context
 from support.handlers import Signal
 from support.log_watch import ExpectLog
 from support.models import BESIDE_THE_LOOP, MODELS, SERVERS
+from support.preparing import Refusals
 from support.under_test import LIMIT
 from support.waiting import wait_until_arrived
 
@@ -159,29 +160,11 @@ def test_a_client_in_the_middle_of_its_handshake_stops_nobody(running: Running, 
             leave(unfinished)
 
 
-class Refusals:
-    """What a test sees of a handshake that failed: one INFO line and one refused request."""
-
-    def __init__(self, server: Any, expect_log: ExpectLog, reason: str) -> None:
-        self.server = server
-        self.counters = sockserve.Counters()
-        server.add_observer(self.counters)
-        self.lines = expect_log(logging.INFO, f"^refused .*: TLS handshake failed: {reason}$")
-
-    def check(self) -> None:
-        """Wait for the line, and see that it is the only one, and that the request is counted."""
-        (line,) = self.lines.wait()
-        assert "Traceback" not in line.text
-        assert self.server.wait_idle(LIMIT)
-        counters = self.counters
-        assert [counters.accepted, counters.refused, counters.failed, counters.handled] == [1, 1, 0, 0]
-
-
 @each_model
 def test_a_silent_client_is_refused_in_time(running: Running, make: Make, expect_log: ExpectLog, model: str) -> None:
     """A client that sends nothing has ``handshake_timeout`` seconds; then its connection is closed."""
     server = make.server(model, Upper, handshake_timeout=0.05)
-    refusals = Refusals(server, expect_log, "not done within 0.05 s")
+    refusals = Refusals(server, expect_log, "TLS handshake failed: not done within 0.05 s")
     with Stall(running(server)) as client:
         assert client.read() == b""
     refusals.check()
@@ -190,7 +173,7 @@ def test_a_silent_client_is_refused_in_time(running: Running, make: Make, expect
 def test_a_trickling_client_is_refused_in_time(running: Running, make: Make, expect_log: ExpectLog) -> None:
     """The limit is one for the whole handshake: a client that always sends one byte more does not get around it."""
     server = make.server("thread", Upper, handshake_timeout=0.2)
-    refusals = Refusals(server, expect_log, "not done within 0.2 s")
+    refusals = Refusals(server, expect_log, "TLS handshake failed: not done within 0.2 s")
     # The hello announces 512 bytes: it is not complete before some of these intervals have passed without end.
     with Trickle(running(server), CLIENT_HELLO_START + bytes(480), interval=0.02) as client:
         refusals.check()
@@ -200,7 +183,7 @@ def test_a_trickling_client_is_refused_in_time(running: Running, make: Make, exp
 def test_a_client_that_resets_in_its_handshake_is_one_line(running: Running, make: Make, expect_log: ExpectLog) -> None:
     """A connection that breaks in the handshake is refused."""
     server = make.server("thread", Upper)
-    refusals = Refusals(server, expect_log, ".*reset by peer")
+    refusals = Refusals(server, expect_log, "TLS handshake failed: .*reset by peer")
     accepted = threading.Event()
 
     class Accepted(sockserve.Observer):
@@ -217,7 +200,7 @@ def test_a_client_that_resets_in_its_handshake_is_one_line(running: Running, mak
 def test_plain_http_to_a_tls_port_is_one_line(running: Running, make: Make, expect_log: ExpectLog, model: str) -> None:
     """A client that speaks something else is refused, and its connection is closed, not reset."""
     server = make.server(model, Upper)
-    refusals = Refusals(server, expect_log, "http request")
+    refusals = Refusals(server, expect_log, "TLS handshake failed: http request")
     with Stall(running(server), b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" + bytes(10_000)) as client:
         # A TLS alert at most.
         assert len(client.read()) < 20
@@ -330,7 +313,7 @@ def test_unread_input_does_not_cost_the_answer(
 def test_a_drain_ends_a_handshake_in_progress(running: Running, make: Make, expect_log: ExpectLog, model: str) -> None:
     """A client that has not begun its handshake when a drain begins does not hold it up."""
     server = make.server(model, Upper)
-    refusals = Refusals(server, expect_log, ".*")
+    refusals = Refusals(server, expect_log, "TLS handshake failed: .*")
     running(server)
     preparing = threading.Event()
 

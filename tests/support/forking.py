@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 from support.under_test import LIMIT
 
 import sockserve
+from sockserve.testing import connect
 
-__all__ = ["LOOPBACK", "Counted", "SaysGoodbye"]
+__all__ = ["LOOPBACK", "Counted", "SaysGoodbye", "interrupted"]
 
 LOOPBACK = ("127.0.0.1", 0)
 
@@ -39,3 +43,17 @@ class SaysGoodbye(sockserve.StreamRequestHandler[Any, Any, Any]):
         """Answer."""
         self.wfile.write(b"%d\n" % os.getpid())
         self.wfile.write(self.rfile.readline() + repr(self.server.draining).encode())
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, fork: Callable[[], int]) -> tuple[Counted, int]:
+    """Serve one request with a fork() that is interrupted, and close; return the server and the id of its child."""
+    server = Counted(SaysGoodbye, drain_timeout=0.1)
+    with connect(server) as client, client.makefile("rb") as answer:
+        monkeypatch.setattr(os, "fork", fork)
+        with pytest.raises(KeyboardInterrupt):
+            server.handle_request()
+        (child,) = server.active_children or ()
+        server.server_close()
+        client.shutdown(socket.SHUT_WR)
+        answer.read()
+    return server, child

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.certificates import Pki
 from support.log_watch import ExpectLog
+from support.models import BESIDE_THE_LOOP, MODELS, SERVERS
 from support.under_test import LIMIT
 
 import sockserve
@@ -19,7 +20,6 @@ __all__ = [
     "DESTINATION",
     "HEADER",
     "LOOPBACK",
-    "MODELS",
     "SOURCE",
     "InMemory",
     "Refusals",
@@ -32,18 +32,11 @@ __all__ = [
 ]
 
 LOOPBACK = ("127.0.0.1", 0)
-MODELS = {
-    "inline": sockserve.TCPServer,
-    "thread": sockserve.ThreadingTCPServer,
-    "fork": sockserve.ForkingTCPServer,
-    "pool": sockserve.ThreadPoolTCPServer,
-    "greenlet": sockserve.GreenletTCPServer,
-}
 SOURCE, DESTINATION = ("192.0.2.1", 56324), ("198.51.100.9", 443)
 HEADER = ProxyHeader(2, "PROXY", SOURCE, DESTINATION, ((0x02, b"b.test"),))
 
 each_model = pytest.mark.parametrize("model", MODELS)
-each_concurrent_model = pytest.mark.parametrize("model", ["thread", "fork", "pool", "greenlet"])
+each_concurrent_model = pytest.mark.parametrize("model", BESIDE_THE_LOOP)
 
 
 class Tell(sockserve.StreamRequestHandler[Any, Any, Any]):
@@ -92,7 +85,7 @@ class Refusals:
 
 def make(model: str, handler: Any = Tell, address: Any = LOOPBACK, **attributes: Any) -> Any:
     """Make a server with class attributes of its own."""
-    return type("Server", (MODELS[model],), attributes)(address, handler)
+    return type("Server", (SERVERS[model],), attributes)(address, handler)
 
 
 def read_all(client: socket.socket) -> bytes:
