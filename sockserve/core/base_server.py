@@ -105,7 +105,9 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         refuse_wrong_order(cls)
-        cls._serving_verifies_client = cls.verify_client is not BaseServer.verify_client
+        verifies = cls.verify_client is not BaseServer.verify_client
+        if cls._serving_verifies_client is not verifies:
+            cls._serving_verifies_client = verifies
 
     def __init__(
         self,
