@@ -34,7 +34,7 @@ from sockserve.core.events import Events
 from sockserve.core.forked import tell_when_forked
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
-from sockserve.core.preparing import prepares, tls_of
+from sockserve.core.preparation_settings import prepares, tls_of
 from sockserve.core.replaced import reach
 from sockserve.core.request_life import forget
 from sockserve.core.request_states import Outcome

@@ -24,7 +24,7 @@ from sockserve.core.life_in_place import serves_at_once, take_again
 from sockserve.core.lifecycle import Stay
 from sockserve.core.loop import Loop, Source
 from sockserve.core.one_shot import OneShot
-from sockserve.core.preparing import check_settings
+from sockserve.core.preparation_settings import check_settings
 from sockserve.core.request_life import take
 from sockserve.core.serving import LoopsDispatcher, events_of, serving_of, stay_begins, stay_ends
 from sockserve.errors import AlreadyServingError, ListenerLostError, ServerClosedError

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast
 from sockserve.core.active_requests import ActiveRequests
 from sockserve.core.base_server import AddressT, BaseServer, RequestT
 from sockserve.core.connection_info import ConnectionInfo, info_of
-from sockserve.core.preparing import complete, record_of, tls_of
+from sockserve.core.preparation_settings import tls_of
+from sockserve.core.preparing import complete, is_unknown, record_of
 from sockserve.core.streams import StreamReader, UnbufferedReader, open_reader, open_writer
 from sockserve.core.type_parameters import TypeVar, filled_up
 from sockserve.errors import HandshakeError
 from sockserve.log import log
+from sockserve.net.closing import half_close
 from sockserve.net.departure import cannot_be_answered
 from sockserve.net.tls import is_part_of_record, is_tls, recv_beneath
 from sockserve.net.waiting_socket import WaitingSocket
@@ -213,6 +215,9 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
     disable_nagle_algorithm: ClassVar[bool] = False
     """Whether small writes are sent without waiting for the acknowledgement of earlier ones (TCP_NODELAY, tcp(7))."""
 
+    # Whether the server has only what the connection was before start_tls().
+    _serving_closes_connection = False
+
     connection: Any
     rfile: io.BufferedIOBase
     wfile: io.BufferedIOBase
@@ -253,6 +258,7 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
             complete(server, live, settings)
         finally:
             self.request = self.connection = live.request
+        self._serving_closes_connection = is_unknown(live)
         self.rfile = open_reader(self.connection, self.rbufsize)
         self.wfile = open_writer(self.connection, self.wbufsize)
 
@@ -283,6 +289,9 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
             log.debug("%s left before the end of its answer: %s", self.client_address, error)
         finally:
             self.rfile.close()
+            if self._serving_closes_connection:
+                half_close(self.connection)
+                self.connection.close()
 
     def _close_request_files(self) -> None:
         for name in ("wfile", "rfile"):

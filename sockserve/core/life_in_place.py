@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.aftercare import let_linger
 from sockserve.core.events import Events
-from sockserve.core.preparing import prepares
+from sockserve.core.preparation_settings import prepares
 from sockserve.core.replaced import successor
 from sockserve.core.request_life import end_failed, fail, finish_unprepared, give_up, refuse, serve, step_of
 from sockserve.errors import RefusedError

@@ -10,7 +10,6 @@ Rule 4. A peer that leaves without a byte has left; one that does anything else 
 
 from __future__ import annotations
 
-import errno
 import math
 import select
 import socket
@@ -21,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from sockserve.core.active_requests import ActiveRequests, LiveRequest
 from sockserve.core.connection_info import ConnectionInfo, TLSInfo, plain_info, tls_info_of
 from sockserve.core.poller import wait_readable
-from sockserve.core.serving import Served, serving_of, table_of
+from sockserve.core.preparation_settings import is_proxied, tls_of
+from sockserve.core.serving import Served, table_of
 from sockserve.errors import DatagramTruncatedError, HandshakeError, PeerError, ProxyHeaderError, RefusedError
 from sockserve.net.closing import end_input
-from sockserve.net.networks import networks_of
-from sockserve.net.tls import SHORTEST, is_tls, reason_of, wait_writable
+from sockserve.net.tls import SHORTEST, reason_of, wait_writable, wrap_accepted
 from sockserve.net.waiting_socket import WaitingSocket
 from sockserve.seconds import limit_of
 
@@ -36,13 +35,10 @@ if TYPE_CHECKING:
 __all__ = [
     "DRAIN_GRACE",
     "Preparation",
-    "check_settings",
     "complete",
-    "is_proxied",
+    "is_unknown",
     "prepare",
-    "prepares",
     "record_of",
-    "tls_of",
 ]
 
 DRAIN_GRACE = 0.5
@@ -55,58 +51,6 @@ RETRY = 0.02
 """Seconds between two looks at a hello that grows, where the system cannot tell when there is more of it."""
 
 _AF_UNIX = getattr(socket, "AF_UNIX", None)
-
-
-class _Settings:
-    """The TLS that was made of a program's context."""
-
-    source: object = None
-    tls: TLS | None = None
-
-
-def tls_of(server: Any, given: Any = None) -> TLS | None:
-    """The TLS that was given, or the server's, made of its ``tls`` if that is a context. Raises TypeError."""
-    source = getattr(server, "tls", None) if given is None else given
-    if source is None:
-        return None
-    settings = serving_of(server).part(_Settings)
-    if settings.source is not source:
-        from sockserve.net.tls_settings import as_tls  # noqa: PLC0415 - it needs ssl, which others need not pay for
-
-        settings.tls = as_tls(source)
-        settings.source = source
-    return settings.tls
-
-
-def prepares(server: Any) -> bool:
-    """Whether PREPARE of a server, a standard library's too, is more than to call ``prepare_request()``."""
-    return bool(getattr(server, "_serving_prepares", False))
-
-
-def check_settings(server: Any) -> None:
-    """Raise TypeError or AddressError if what a server says of PREPARE cannot work. Called when it begins to serve."""
-    if prepares(server) and server._serving_has_steps:  # noqa: SLF001 - the servers' answer to this module
-        if server.tls is not None:
-            if is_tls(getattr(server, "socket", None)):
-                raise TypeError(f"{server}: its socket is wrapped by an SSLContext already, so tls must be None")
-            if server.socket_type != socket.SOCK_STREAM:
-                raise TypeError(f"{server}: tls is for stream sockets only")
-            tls_of(server)
-        networks_of(server.proxy_from)
-        networks_of(server.direct_from or ())
-
-
-def is_proxied(server: Any, peer: Any) -> bool:
-    """Whether a PROXY header is required of this peer. Raises RefusedError if it may not come at all, AddressError."""
-    proxy_from = server.proxy_from
-    direct_from = server.direct_from
-    by_proxy = networks_of(proxy_from).prefix_of(peer) if proxy_from else -1
-    if direct_from is None:
-        return by_proxy >= 0
-    directly = networks_of(direct_from).prefix_of(peer)
-    if by_proxy < 0 and directly < 0:
-        raise RefusedError("the peer is named neither in proxy_from nor in direct_from")
-    return by_proxy >= directly
 
 
 def prepare(server: Any, live: LiveRequest) -> bool:
@@ -143,6 +87,11 @@ def record_of(server: Any, request: Any, client_address: Any) -> LiveRequest:
     # It becomes no other request's: what is found out now is this one's.
     live.escaped = True
     return live
+
+
+def is_unknown(live: LiveRequest) -> bool:
+    """Whether ``record_of()`` made it, and no server will close its request."""
+    return live.events is None
 
 
 def complete(server: Any, live: LiveRequest, tls: TLS) -> None:
@@ -240,7 +189,7 @@ class Preparation:
             if is_proxied(server, peer):
                 header = yield from self._read_proxy_header(request)
                 self._has_spoken = False
-            tls = tls_of(server)
+            tls = tls_of(server) if server.tls_at_once else None
             name = None
             if tls is not None:
                 tls.check()
@@ -344,7 +293,7 @@ class Preparation:
 
         self._is_tls = True
         name = yield from self._look_at_hello(sock, tls)
-        wrapped: Any = _wrap(tls.context_for(name), sock)
+        wrapped: Any = wrap_accepted(tls.context_for(name), sock)
         if isinstance(self._server, Served):
             wrapped = self._server._serving_wrapped(wrapped)  # noqa: SLF001 - the mix-ins' answer to this module
         self._live.table.replace(self._live, wrapped)
@@ -417,28 +366,6 @@ def _answer(sock: socket.socket, answer: bytes) -> None:
     except OSError:
         # It left, or does not read.
         pass
-
-
-def _wrap(context: Any, sock: socket.socket) -> Any:
-    try:
-        # Of one that has left, the ssl module would ask for what it sent, and leave it open if that raises.
-        sock.getpeername()
-        return context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-    except OSError as error:
-        _close_lost(error)
-        if error.errno in (errno.ENOTCONN, errno.EINVAL, errno.ECONNRESET):
-            raise HandshakeError("TLS handshake failed: the peer has left") from error
-        raise
-
-
-def _close_lost(error: BaseException) -> None:
-    """Close what ``ssl.SSLSocket`` made before it raised; only the frames of the error have it."""
-    traceback = error.__traceback__
-    while traceback is not None:
-        made = traceback.tb_frame.f_locals.get("self")
-        if is_tls(made):
-            made.close()
-        traceback = traceback.tb_next
 
 
 def _set_timeout(sock: socket.socket, timeout: float | None) -> None:

@@ -40,7 +40,7 @@ class TCPServer(BaseServer[StreamT, AddressT]):
 
     Beside BaseServer's, class attributes that may be overridden: ``address_family``, ``socket_type``,
     ``request_queue_size``, ``allow_reuse_address``, ``allow_reuse_port``, ``handshake_timeout``, ``socket_mode``,
-    ``tls``, ``proxy_from``, ``direct_from``.
+    ``tls``, ``tls_at_once``, ``proxy_from``, ``direct_from``.
     """
 
     __module__ = "sockserve"
@@ -64,6 +64,9 @@ class TCPServer(BaseServer[StreamT, AddressT]):
     tls: Any = None
     """TLS for all connections: a ``sockserve.TLS``, an ``ssl.SSLContext``, or a function that makes one. Read when the
     server begins to serve, and for each connection."""
+
+    tls_at_once: bool = True
+    """Whether connections begin with TLS. False: they begin in the clear, until a handler calls ``start_tls()``."""
 
     proxy_from: Sequence[str] = ()
     """From which peers a PROXY header comes and is believed, versions 1 and 2: networks such as "10.0.0.0/8", and
@@ -160,13 +163,14 @@ class TCPServer(BaseServer[StreamT, AddressT]):
 
     @property
     def _serving_has_steps(self) -> bool:
-        return self.tls is not None or bool(self.proxy_from) or self.direct_from is not None
+        has_tls = self.tls is not None and self.tls_at_once
+        return has_tls or bool(self.proxy_from) or self.direct_from is not None
 
     @property
     def _serving_prepares(self) -> bool:
         # In one piece: it is asked for each request.
         return (
-            self.tls is not None
+            (self.tls is not None and self.tls_at_once)
             or self._serving_verifies_client
             or bool(self.proxy_from)
             or self.direct_from is not None

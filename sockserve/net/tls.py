@@ -7,6 +7,7 @@ Of a connection one thread at a time calls these functions.
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import sys
@@ -36,6 +37,7 @@ __all__ = [
     "recv_beneath",
     "refusal_of",
     "wait_writable",
+    "wrap_accepted",
     "wrapped_like",
 ]
 
@@ -167,6 +169,32 @@ def reason_of(error: OSError, timeout: float | None = None) -> str:
     # OpenSSL's words, such as WRONG_VERSION_NUMBER; or the text without the line number of _ssl.c at its end.
     of_openssl: str | None = getattr(error, "reason", None)
     return of_openssl.replace("_", " ").lower() if of_openssl else (error.strerror or str(error)).partition(" (_ssl")[0]
+
+
+def wrap_accepted(context: ssl.SSLContext, sock: socket.socket) -> ssl.SSLSocket:
+    """Put TLS around a connection that was accepted, and shake no hands. ``sock`` loses its descriptor.
+
+    Raises HandshakeError if the peer has left already.
+    """
+    try:
+        # Of one that has left, the ssl module would ask for what it sent, and leave it open if that raises.
+        sock.getpeername()
+        return context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+    except OSError as error:
+        _close_lost(error)
+        if error.errno in (errno.ENOTCONN, errno.EINVAL, errno.ECONNRESET):
+            raise HandshakeError("TLS handshake failed: the peer has left") from error
+        raise
+
+
+def _close_lost(error: BaseException) -> None:
+    """Close what ``ssl.SSLSocket`` made before it raised; only the frames of the error have it."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        made = traceback.tb_frame.f_locals.get("self")
+        if is_tls(made):
+            made.close()
+        traceback = traceback.tb_next
 
 
 def _set_timeout(sock: socket.socket, timeout: float | None) -> None:

@@ -127,8 +127,17 @@ class InMemory:
             else:
                 return
 
+    def record(self, data: bytes) -> bytes:
+        """The record that has this data, to be sent by the test."""
+        self._tls.write(data)
+        return self._outgoing.read()
+
+    def read(self) -> bytes:
+        """The next data of the server."""
+        self._receive()
+        return self._tls.read()
+
     def say(self) -> list[str]:
         """What the handler told."""
         self._tls.write(b"hello\n")
-        self._receive()
-        return self._tls.read().decode().split("|")
+        return self.read().decode().split("|")
