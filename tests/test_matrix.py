@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import itertools
 import os
 import pathlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -120,12 +121,26 @@ def taking_single_requests(server: Any) -> Any:
         call_within(LIMIT, server.server_close)
 
 
-@pytest.mark.parametrize("loop", [running, taking_single_requests], ids=["serve_forever", "handle_request"])
-@pytest.mark.parametrize("files", [False, True], ids=["plain", "files"])
-@pytest.mark.parametrize("model", WAYS)
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+LOOPS: dict[str, Callable[[Any], Any]] = {"serve_forever": running, "handle_request": taking_single_requests}
+READS = {"plain": False, "files": True}
+ROUNDS = list(itertools.product(READS, LOOPS))
+
+
+def cases() -> Iterator[Any]:
+    """Yield each family with each model, and one of the four rounds."""
+    for (row, family), (column, model) in itertools.product(enumerate(FAMILIES), enumerate(WAYS)):
+        reads, loop = ROUNDS[(row + column) % len(ROUNDS)]
+        yield pytest.param(FAMILIES[family], model, READS[reads], loop, id=f"{family}-{model}-{reads}-{loop}")
+
+
+CASES = list(cases())
+"""Each family with each model, and each of them with plain sockets and with files, in both loops. What a handler reads
+from is the family's affair, what runs the loop the model's: no more than these pairs meet in one piece of code."""
+
+
+@pytest.mark.parametrize(("family", "model", "files", "loop"), CASES)
 def test_every_client_gets_its_answer(
-    tmp_path: pathlib.Path, family: Family, model: str, files: bool, loop: Callable[[Any], Any]
+    tmp_path: pathlib.Path, family: Family, model: str, files: bool, loop: str
 ) -> None:
     """Each of many clients is answered, from where the model says; then the server stops and nothing is left."""
     server = server_class(family, model)(family.address(tmp_path), Plain)
@@ -134,7 +149,7 @@ def test_every_client_gets_its_answer(
         server.RequestHandlerClass = StreamFiles if is_stream else DatagramFiles
     # A datagram of 8192 bytes is what the stdlib's servers take at most.
     questions = [b"%d:" % number + os.urandom(50_000 if is_stream else 5_000) for number in range(CLIENTS)]
-    with loop(server), concurrent.futures.ThreadPoolExecutor(AT_ONCE) as clients:
+    with LOOPS[loop](server), concurrent.futures.ThreadPoolExecutor(AT_ONCE) as clients:
         answers = list(clients.map(lambda question: ask(server, question, timeout=LIMIT), questions))
     places, echoes = [], []
     for each in answers:
@@ -152,7 +167,7 @@ def test_every_client_gets_its_answer(
         assert {place.process for place in places} == {server.loop.process}
     elif model == "prefork":
         # A single request is taken by whoever asks for it.
-        assert ({place.process for place in places} == {os.getpid()}) is (loop is taking_single_requests)
+        assert ({place.process for place in places} == {os.getpid()}) is (loop == "handle_request")
     else:
         assert len({place.process for place in places} - {server.loop.process}) == CLIENTS
     assert server.fileno() < 0
