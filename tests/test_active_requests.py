@@ -202,6 +202,7 @@ def keeping(running: Running, counters: sockserve.Counters) -> Keeping:
     return running(server)
 
 
+@pytest.mark.usefixtures("short_grace")
 def test_a_kept_request_is_never_cut(keeping: Keeping) -> None:
     """Neither by a drain, whose count it is not in, nor by the close."""
     with connect(keeping) as client:

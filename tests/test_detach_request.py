@@ -133,6 +133,7 @@ def test_a_tls_connection_is_handed_on_as_it_is(running: Running, handler: Any, 
             assert client.recv(100) == b"later"
 
 
+@pytest.mark.usefixtures("short_grace")
 def test_neither_a_drain_nor_its_end_touches_it(running: Running, handler: Any, expect_log: ExpectLog) -> None:
     """While the handler that detached its connection still runs, a drain neither ends its input nor cuts it."""
     expect_log(logging.WARNING, "cut ", at_least=0)

@@ -30,6 +30,9 @@ def program(model: str, handler: str, attributes: str = "pass") -> Program:
     processes = 1 if is_preforked else None
     return Program(f"""
         import logging, os, resource, threading
+        # Before it is imported by others: what is cut here does not end.
+        from sockserve.core import lifecycle
+        lifecycle.CUT_GRACE = 0.1
         import sockserve
 
         logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")

@@ -44,6 +44,7 @@ def handling(function: Any) -> Any:
 # what a handler uses
 
 
+@pytest.mark.usefixtures("short_grace")
 def test_handlers_take_turns_in_one_thread(running: Running, expect_log: ExpectLog) -> None:
     """A handler that sleeps, or waits for its client, holds up no other; all are in the loop's thread."""
     expect_log(logging.WARNING, "cut .*in progress", at_least=1)
@@ -237,6 +238,7 @@ def test_requests_in_progress_go_on_after_shutdown() -> None:
     server.server_close()
 
 
+@pytest.mark.usefixtures("short_grace")
 def test_what_does_not_end_is_ended(expect_log: ExpectLog) -> None:
     """After ``drain_timeout`` connections are cut; a handler that does not notice ends by an exception in its wait."""
     expect_log(logging.WARNING, "cut .*in progress", at_least=2)
@@ -308,6 +310,7 @@ def test_ctrl_c_lets_handlers_finish() -> None:
 # slow handlers
 
 
+@pytest.mark.usefixtures("short_grace")
 def test_a_handler_that_keeps_the_others_waiting_is_reported_once(running: Running, expect_log: ExpectLog) -> None:
     """The log says where it is; one that merely waits, for however long, is not meant."""
     expected = expect_log(logging.WARNING, "(?s)let no other go on for more than 0.25 s.*in hog\n")

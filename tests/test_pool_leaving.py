@@ -6,6 +6,7 @@ import logging
 import threading
 from typing import Any
 
+import pytest
 from support.log_watch import ExpectLog
 from support.under_test import LIMIT
 from support.waiting import wait_until
@@ -43,6 +44,7 @@ class Slow(sockserve.ThreadPoolTCPServer):
         return super().get_request()
 
 
+@pytest.mark.usefixtures("short_grace")
 def test_the_loop_ends_without_a_worker_that_does_not_return(running: Running, expect_log: ExpectLog) -> None:
     """One line says so; the listener blocks again as soon as that worker is done, and no sooner."""
     told = expect_log(logging.WARNING, "the loop ends although get_request")

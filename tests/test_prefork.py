@@ -75,7 +75,7 @@ def workers_of(server: Any, count: int = 2) -> dict[int, int]:
 @pytest.mark.parametrize("server_class", [Two, TwoInThreads, OverStdlib, OverStdlibInThreads])
 def test_workers_answer(running: Running, server_class: Any) -> None:
     """Every client is answered by a worker; then the server stops and leaves nobody."""
-    server = running(server_class(LOOPBACK, Who))
+    server = running(server_class(LOOPBACK, Who), poll_interval=0.01)
     found = {worker_of(server) for _ in range(20)}
     assert {number for number, _ in found} <= {0, 1}
     assert os.getpid() not in {pid for _, pid in found}
@@ -97,6 +97,7 @@ def test_a_request_goes_on_after_shutdown_until_the_close(running: Running) -> N
         assert not closing.is_alive()
 
 
+@pytest.mark.usefixtures("short_grace")
 def test_a_worker_that_takes_too_long_is_cut(running: Running, expect_log: ExpectLog) -> None:
     """After drain_timeout server_close() cuts what is in progress, and a worker that ignores that is killed."""
     expect_log(logging.WARNING, "cut")

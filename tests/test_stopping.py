@@ -178,6 +178,7 @@ def test_all_servers_drain_at_the_same_time(model: str) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("how", ["time", "signal"])
+@pytest.mark.usefixtures("short_grace")
 def test_what_does_not_end_is_cut(model: str, how: str, expect_log: Any) -> None:
     """A handler that writes without end to a client that does not read is cut: after a time, or by a second signal."""
     if model != "inline":
@@ -225,6 +226,7 @@ def test_an_inline_handler_is_ended_whatever_it_waits_for(how: str) -> None:
     assert not isinstance(finished[0], Exception)
 
 
+@pytest.mark.usefixtures("short_grace")
 def test_a_thread_that_ignores_being_cut_is_left_behind(expect_log: Any) -> None:
     """serve() returns without it, and as a daemon it does not keep the process."""
     expect_log(logging.WARNING, "cut")
