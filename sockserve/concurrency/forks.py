@@ -27,11 +27,11 @@ from sockserve.concurrency.child_process import (
     leave_process,
 )
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
-from sockserve.core.accepting import needs_no_poll
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import Events
 from sockserve.core.forked import tell_when_forked
+from sockserve.core.hook_marks import needs_no_poll
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.preparation_settings import prepares, tls_of

@@ -1,9 +1,9 @@
-"""What follows when ``get_request()`` raises: whose error it is, and who hears of it.
+"""What follows when ``get_request()`` raises: whose error it is, and what hears of it.
 
 Rule 1. What ``accept()`` or ``recvfrom()`` raised is judged by the table of ``net/accept_errors``.
-Rule 2. What comes after one of them returned is that client's: it is reported and closed as any request that fails, and
-accepting goes on without a pause.
-Rule 3. Any other error has taken nothing from the queue and may come again at once: the table, too.
+Rule 2. An error that comes after one of them has returned belongs to that client: the request is reported and closed
+as any that fails, and accepting goes on without a pause.
+Rule 3. Any other error is judged by the table too: nothing was taken from the queue, so it may come again at once.
 """
 
 from __future__ import annotations

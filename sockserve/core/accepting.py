@@ -1,4 +1,15 @@
-"""One server's stay in a loop: when it is polled, how it accepts, what an error of accept() does.
+"""One server's stay in a loop: when its listener is watched, how it accepts, what an error of accept() does.
+
+Theory of operation. ``serve_forever()`` and ``attach()`` make an Acceptor, which is a source of the loop until it
+leaves. Before each wait it watches the listener, or does not, with a reason: "suspended", "back off", "full". When the
+listener is ready it takes up to ``BATCH`` requests, each by ``_handle_request_noblock()``, whose work is
+``take_one()``. How a request is taken is the intake's, how long a pause lasts is the back-off's, what becomes of the
+request is ``request_life``'s. ``stop_requested``, ``listener_closed`` and ``listener_lost`` are set by other threads
+and looked at before each wait and each request.
+
+From any thread: ``look_again()``, ``retire()``, ``has_paused()``, ``listener_closes()``. In a forked child:
+``forked()``, ``abandon()``. In the thread that takes requests, which in a pool is one of its workers: ``take_one()``,
+``recovered()``, ``failed()``, ``found_nothing()``. All else in the thread that runs the loop.
 
 Rule 1. A server that is full, suspended or backing off is not watched: the kernel's backlog holds the rest.
 Rule 2. What the loop borrowed it gives back: the listener's blocking mode is the caller's again after ``leave()``.
@@ -12,13 +23,14 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from sockserve.core.accept_failures import not_taken
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.back_off import BackOff
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import Events
+from sockserve.core.hook_marks import has_no_ticks, never_waits
 from sockserve.core.intake import BY_INTAKE, Intake, is_unix
 from sockserve.core.life_in_place import serves_at_once, take_again
 from sockserve.core.lifecycle import Stay
@@ -33,26 +45,12 @@ from sockserve.net.accept_errors import Verdict, is_shortage
 from sockserve.net.watched_socket import forget_taken, tell_when_closed
 from sockserve.seconds import check_times, limit_of
 
-__all__ = ["BATCH", "Acceptor", "drains", "needs_no_poll"]
+__all__ = ["BATCH", "Acceptor"]
 
-
-Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 BATCH = 64
 """Requests taken in one turn at most: enough to make the wait's cost vanish, few enough that other servers of the loop
 get their turn. A stop does not wait for the end of a batch."""
-
-
-def drains(get_request: Hook) -> Hook:
-    """Mark a ``get_request`` that raises BlockingIOError instead of waiting: the loop may call it repeatedly."""
-    get_request.__dict__["never_waits"] = True
-    return get_request
-
-
-def needs_no_poll(service_actions: Hook) -> Hook:
-    """Mark a ``service_actions`` that has nothing to do while nothing happens, so that an idle loop may sleep."""
-    service_actions.__dict__["needs_no_poll"] = True
-    return service_actions
 
 
 class Acceptor(Source, Stay):
@@ -76,9 +74,9 @@ class Acceptor(Source, Stay):
         self.watching = False
         self.ended = OneShot()
         self.holds_end = False
-        """Whether whoever made the loop calls ``finish()``, once the loop's descriptors are closed too."""
+        """Whether the maker of the loop calls ``finish()``, once the loop's descriptors are closed too."""
         self.listener_lost = False
-        """Whether it is closed, or about to be, by that or by anything else."""
+        """Whether the listener is closed or about to be, for any reason. From any thread."""
         self._recycled: LiveRequest | None = None
         """The record of the next request, if that is one that the loop's thread serves at once."""
         self.max_wait: float | None = None
@@ -94,7 +92,7 @@ class Acceptor(Source, Stay):
         self._looks_again = False
         self._dispatcher: LoopsDispatcher | None = None
         self.listener: Any = getattr(server, "socket", None)
-        self._takes_ours = getattr(server.get_request, "never_waits", False)
+        self._takes_ours = never_waits(server.get_request)
         self.intake = Intake(self.listener, remembers=not self._takes_ours, has_names=is_unix(server))
         self._fd = -1
         self._fileno: Callable[[], int] = server.fileno
@@ -109,14 +107,14 @@ class Acceptor(Source, Stay):
             self._fd = server.fileno()
             if self.listener is not None and self.listener.fileno() == self._fd:
                 self._fileno = self.listener.fileno
-            # A stop that overtook the start may have been followed by the close: that is a quiet end, not an error.
+            # shutdown() and server_close() may both have come before this start: a quiet end, not an error.
             if self._fd < 0 and not self.stop_requested:
                 raise ServerClosedError(f"{server} is closed: it cannot serve before it gets a new socket")  # noqa: TRY301
             self._state.acceptor, self._state.intake = self, self.intake
             stay_begins(server)
             if self._state.when_begun is not None:
                 self._state.when_begun(loop)
-            if not getattr(server.service_actions, "needs_no_poll", False):
+            if not has_no_ticks(server.service_actions):
                 self._ticks = True
                 self._longest_wait = self.max_wait = self._poll_interval
             self._dispatcher = dispatcher
@@ -141,7 +139,7 @@ class Acceptor(Source, Stay):
                 # Nothing tells of its end: that is looked for.
                 self._longest_wait = self.max_wait = self._poll_interval
         except (OSError, ValueError):
-            # Closed meanwhile: the first turn says by whom.
+            # Closed meanwhile: the first turn finds out whether by server_close().
             if listener.fileno() == self._fd:
                 raise
 
@@ -180,7 +178,8 @@ class Acceptor(Source, Stay):
             if reason is not None or not self.watching:
                 self._pause_or_go_on(reason)
         except (OSError, ValueError, ListenerLostError) as error:
-            # In this order: server_close() sets the second before it clears the first.
+            # In this order, or a close in progress is seen by neither: server_close() sets the second before it clears
+            # the first.
             self.listener_closed = self.lifecycle.listener_is_closing or self.listener_closed
             if not self.listener_closed:
                 self.leave()
@@ -211,7 +210,7 @@ class Acceptor(Source, Stay):
                 Events.emit(wait, self.server, reason)
         if reason is None and not self.watching:
             self.back_off.end_pause()
-            # In this order: a pool's worker may find at once that it must not be watched.
+            # First: a pool's worker may unwatch it at once, and would be overruled here.
             self.watching = True
             try:
                 self._watch()
@@ -234,7 +233,7 @@ class Acceptor(Source, Stay):
         self.loop.unwatch(self._fd)
 
     def has_paused(self) -> bool:
-        """Whether no request is being taken, nor about to be. For whoever suspended the server."""
+        """Whether no request is being taken, nor about to be. Called after the server was suspended."""
         return not self.watching or self.loop.thread in (None, threading.get_ident())
 
     # 2 ACCEPT
@@ -355,7 +354,7 @@ class Acceptor(Source, Stay):
 
     def _listener_goes(self) -> None:
         self.listener_lost = True
-        # Now and not in the next turn: a closed descriptor's number may be somebody else's by then.
+        # Now and not in the next turn: by then the number may be another descriptor's.
         self._unwatch()
         self.intake.stop_receiving()
         self.loop.wake()
@@ -401,7 +400,7 @@ class Acceptor(Source, Stay):
         stay_ends(self.server, in_child=True)
 
     def finish(self) -> None:
-        """Let everybody go who waits for the end."""
+        """End all waits for the end of this stay."""
         self.lifecycle.end()
         self._state.acceptor = self._state.intake = None
         stay_ends(self.server)

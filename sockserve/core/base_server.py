@@ -8,13 +8,14 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias
 
-from sockserve.core.accepting import Acceptor, needs_no_poll
+from sockserve.core.accepting import Acceptor
 from sockserve.core.active_requests import ActiveRequest, LiveRequest
 from sockserve.core.aftercare import wait_for_request
 from sockserve.core.base_order import refuse_wrong_order
 from sockserve.core.connection_info import ConnectionInfo, info_of
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import LogObserver, Observer
+from sockserve.core.hook_marks import needs_no_poll
 from sockserve.core.life_in_place import own
 from sockserve.core.lifecycle import CUT_GRACE, Drained, Lifecycle
 from sockserve.core.loop import Loop
@@ -84,7 +85,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
     """Seconds that ``server_close()`` waits for workers before it cuts their connections; None: without limit."""
 
     observers: tuple[Observer, ...] = (LogObserver(),)
-    """Who hears what happens to requests."""
+    """The objects that hear what happens to requests."""
 
     _serving_raises_unprepared = True
 
@@ -219,7 +220,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
         """
         timeout = limit_of(timeout, "timeout")
         lifecycle = self._serving_state.lifecycle
-        # Before anybody hears of the drain, or those that end at once would not be counted.
+        # Before the drain is told to any request, or those that end at once would not be counted.
         waited_for = table_of(self).others()
         lifecycle.draining = True
         if not lifecycle.suspended:
@@ -297,7 +298,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
         return self.handle_timeout()
 
     def _serving_before_handle_request(self) -> None:
-        """What a loop would do between two requests."""
+        """Do what a loop does between two requests."""
 
     def _serving_socket_timeout(self) -> float | None:
         listener = getattr(self, "socket", None)
@@ -339,11 +340,11 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
         serve(self, begin(self, request, client_address))
 
     def prepare_request(self, request: RequestT, client_address: AddressT) -> tuple[RequestT, AddressT]:
-        """Make the request ready for its handler, in the worker; return it and who asks, perhaps replaced."""
+        """Make the request ready for its handler, in the worker; return it and its address, perhaps replaced."""
         return request, client_address
 
     def verify_client(self, request: RequestT, client_address: AddressT) -> bool:
-        """Say whether the client may be served, now that it is known who asks; true here.
+        """Say whether the client may be served, now that its address is known; true here.
 
         Called in the worker, after the PROXY header, the TLS handshake and ``prepare_request()``: ``client_address`` is
         the one in the header, and ``connection_info(request)`` tells the rest. If it is false the connection is closed.

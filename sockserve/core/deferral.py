@@ -1,11 +1,11 @@
-"""Signals that wait: what begins or ends a stay in a loop is not torn apart by what a signal handler raises.
+"""Defers signals, so that no exception of a signal handler tears apart what begins or ends a stay in a loop.
 
 CPython runs signal handlers in the main thread, between any two instructions: after a claim and before the ``try`` that
 would give it back, or inside of its ``finally``. No order of statements covers both.
 
 Rule 1. While signals are deferred their Python handlers do not run; it is noted which came. They run at the end.
 Rule 2. A second one of the same number runs its handler at once: Ctrl-C twice ends whatever takes too long.
-Rule 3. Whatever may block is lifted out of it.
+Rule 3. What may block runs outside of it (``lifted()``).
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ raw_signal: Any = importlib.import_module("_signal")
 
 
 class Deferral:
-    """Defers signals for the length of a ``with`` block; inside of another one that does, it changes nothing.
+    """Defers signals for the length of a ``with`` block. Inside another such block it changes nothing.
 
     The end of the block raises what the handlers raise of signals that came. In other threads than the main one there
     is nothing to defer.
     """
 
     current: Deferral | None = None
-    """The one that defers."""
+    """The block that defers now; None: none does."""
 
     def __init__(self) -> None:
         self._applies = threading.get_ident() == threading.main_thread().ident and Deferral.current is None
         self._handlers: dict[int, Any] = {}
-        """What each deferred signal means, from the end on."""
+        """The handler that each deferred signal gets back at the end."""
         self._came: list[int] = []
-        # One object: a method is another one each time that it is looked up.
+        # Kept, because each look-up of a method makes a new object, and handlers are compared by identity.
         self._note = self._take_note
 
     def __enter__(self) -> Self:
@@ -106,7 +106,7 @@ class Deferral:
             try:
                 handler = raw_signal.getsignal(signum)
                 if callable(handler) and handler is not self._note:
-                    # In this order: another signal's handler may raise between the two.
+                    # In this order, or the handler is lost if another signal's raises between the two.
                     self._handlers[signum] = handler
                     raw_signal.signal(signum, self._note)
             except ValueError:

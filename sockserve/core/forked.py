@@ -1,8 +1,8 @@
-"""What an object does in a forked child with the kernel's objects that it holds: they are the parent's too.
+"""After a fork(2): objects let go of what the kernel shares between parent and child.
 
-An epoll, a socket pair, a set of threads and a lock are copied by fork(2) as numbers and memory, and mean in the child
-what they mean in the parent. Each object that holds one lets go of its copy before anything of the program's runs in
-the child, so that nothing which is called there later can reach the parent.
+An epoll and a socket pair are the same ones in the child; threads are not there, and a lock may be held by one of them.
+Each object that has any of these is told in the child, before the program's own code runs there: no later call in the
+child can then reach the parent, or wait for ever.
 """
 
 from __future__ import annotations

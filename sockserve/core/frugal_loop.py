@@ -1,4 +1,4 @@
-"""A loop for the end, when the system may refuse what another one needs."""
+"""A loop that needs no descriptor, for the end of a program that has none left."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def serves_at_once(server: Any, events: Events) -> bool:
 
 
 def take_again(server: Any, live: LiveRequest, request: Any, client_address: Any) -> bool:
-    """As ``take()``, with a record that has served before: true if it may serve once more, since nobody else has it.
+    """As ``take()``, with a record that has served before: true if it may serve once more: nothing else has it.
 
     In one piece, down to the table's enter() and discard() and the hooks that are not overridden, because a short
     request's steps cost less than the calls between them.

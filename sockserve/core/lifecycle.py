@@ -1,5 +1,10 @@
 """Whether a server accepts, and how it is told to stop.
 
+Theory of operation. A server has one Lifecycle, and at most one stay in a loop at a time: ``begin()`` claims it,
+``end()`` gives it back, both in the thread that begins or ends to serve. The other methods may be called from any
+thread and in a signal handler: they set a flag that the stay looks at before its next wait, and wake its loop.
+``stop()`` and ``wait_until_idle()`` then wait, each caller on a lock of its own (``OneShot``).
+
 Rule 1. Every verb may be called from any thread, a handler or a signal handler; none waits for a lock.
 Rule 2. A verb changes a flag first and wakes the loop second; the loop looks at the flags before each wait.
 """
@@ -23,11 +28,11 @@ CUT_GRACE = 1.0
 """Seconds a handler has to notice that its connection was cut, before it is left behind: unwinding takes far less."""
 
 KEPT_POLL = 0.05
-"""Seconds between two looks at requests that a subclass keeps, while somebody waits for them."""
+"""Seconds between two looks at requests that a subclass keeps, while a thread waits for them."""
 
 
 class CutShort(BaseException):
-    """Ends a handler that runs in the loop's thread when it is to be cut."""
+    """Raised into a handler that runs in the loop's thread, to end it when its connection is cut."""
 
 
 class Drained(NamedTuple):
@@ -82,7 +87,7 @@ class Lifecycle:
         self.has_served = False
         self.suspended = False
         self.suspended_by_drain = False
-        """Whether the next stay in a loop undoes the suspension, which nobody asked for by itself."""
+        """Whether the next stay in a loop undoes the suspension: it was a part of a drain."""
         self.draining = False
         self.listener_is_closing = False
         """Whether ``server_close()`` closes the listener just now."""
@@ -106,14 +111,14 @@ class Lifecycle:
         self._claim = threading.Lock()
 
     def begin(self, acceptor: Stay) -> bool:
-        """Claim the one place in a loop; False: somebody holds it."""
+        """Claim the one stay in a loop; false: another one has not ended."""
         if not self._claim.acquire(blocking=False):
             return False
         self.tell_serving()
         self.draining = False
         if self.suspended_by_drain:
             self.suspended = self.suspended_by_drain = False
-        # In this order: see stop().
+        # In this order, or a stop() between the two would neither find the stay nor set _stop_at_start.
         self.acceptor = acceptor
         self.has_served = True
         if self._stop_at_start:
@@ -127,7 +132,7 @@ class Lifecycle:
             self.when_serving()
 
     def end(self) -> None:
-        """Give the place back."""
+        """End the stay: another one may begin."""
         if self.serving.is_set():
             self.serving = OneShot()
         self.acceptor = None
@@ -164,9 +169,9 @@ class Lifecycle:
         Before the first stay in a loop, that first one will end at once; after the last, this has no effect.
         Raises TimeoutError.
         """
-        # First: a time that makes no sense must not stop the server.
+        # First: a timeout that is refused must not stop the server.
         timeout = limit_of(timeout, "timeout")
-        # In this order: begin() writes the one first that is read last here.
+        # In this order, or a stay that begins between the two is missed: begin() writes the acceptor first.
         has_served = self.has_served
         acceptor = self.acceptor
         if acceptor is None and not has_served:
@@ -180,7 +185,7 @@ class Lifecycle:
         acceptor.stop_requested = True
         acceptor.loop.wake()
         if acceptor.loop.thread in (None, threading.get_ident()):
-            # A loop that nobody runs looks at the flag in its first turn.
+            # A loop that no thread runs looks at the flag in its first turn.
             return
         if not acceptor.ended.wait(timeout):
             raise TimeoutError(f"the loop has not ended within {timeout} seconds")
@@ -208,7 +213,8 @@ class Lifecycle:
         while True:
             change = table.next_change()
             try:
-                # In this order: what was being taken before a pause is in the table after it.
+                # In this order, or a request could slip through: what was being taken before a pause is in the table
+                # after it.
                 nothing_comes = not self.suspended or self.has_paused()
                 waited_for = table.others()
                 if see is not None:
@@ -220,7 +226,7 @@ class Lifecycle:
                     return True
                 limit = None if deadline is None else max(0.0, deadline - time.monotonic())
                 if any(live.kept is not None for live in waited_for):
-                    # A subclass may close what it keeps without a word.
+                    # A subclass may close what it keeps, and nothing tells of that.
                     limit = KEPT_POLL if limit is None else min(limit, KEPT_POLL)
                 if not wait(change, limit) and deadline is not None and time.monotonic() >= deadline:
                     return False

@@ -1,9 +1,20 @@
 """The loop: waits until something is ready, and sleeps until then.
 
+Theory of operation. One thread runs a loop; each turn has these steps:
+
+1. every source says what it wants to watch (``before_wait()``), and may leave; without sources the loop ends;
+2. one wait: for a ready descriptor, the next timer, or a byte on the wake-up socket;
+3. the calls of ``after_next_wait()``, then a callback for each ready descriptor, then the timers that are due, then the
+   calls of ``call_soon()``;
+4. every source hears that the turn is over (``after_turn()``).
+
+All callbacks run in that thread, one after the other, so what they share needs no lock. Another thread changes a flag
+first and calls ``wake()`` second: the flag is looked at in step 1 of the next turn.
+
 Rule 1. The wait ends at once on readiness, on ``wake()`` from any thread or signal handler, and on the next timer.
 Rule 2. With nothing to do it waits without limit: an idle process does not wake.
-Rule 3. Everything but ``wake()``, ``call_soon()``, ``after_next_wait()``, ``forget()`` and ``unwatch()`` is called in
-the thread that runs the loop, or before it runs.
+Rule 3. From any thread, and in a signal handler: ``wake()``, ``call_soon()``, ``after_next_wait()``. From any thread:
+``forget()``, ``unwatch()``. Everything else is called in the thread that runs the loop, or before it runs.
 """
 
 from __future__ import annotations
@@ -21,6 +32,7 @@ from typing import Self
 from sockserve.core.deferral import Deferral
 from sockserve.core.forked import tell_when_forked
 from sockserve.core.poller import INPUT, OUTPUT, Poller, PollerToCome, open_poller
+from sockserve.core.source import Source
 from sockserve.core.taken_signals import give_wakeup_back, take_wakeup, take_wakeup_again
 from sockserve.core.timer import Timer
 from sockserve.core.wake_up import send_wake_up
@@ -34,29 +46,6 @@ LONGEST_DEAFNESS = 0.05
 look before each wait would cost every turn a system call."""
 
 
-class Source:
-    """What a loop hosts: it is asked before each wait, and told after each turn. Subclass it.
-
-    Everything is called in the thread that runs the loop; ``abandon()`` also in a forked child.
-    """
-
-    max_wait: float | None
-    """The longest wait in seconds that it can bear; None: any. Read before each wait."""
-
-    def before_wait(self) -> None:
-        """Watch or unwatch what the coming wait shall be about. Does nothing here."""
-
-    def after_turn(self) -> None:
-        """Do what is due once per turn. Does nothing here."""
-
-    def leave(self) -> None:
-        """Call ``Loop.remove()``: the loop ends."""
-        raise NotImplementedError
-
-    def abandon(self) -> None:
-        """Close this process's copies of what it watches. Does nothing here."""
-
-
 class Loop:
     """Waits for any number of servers and file descriptors in one thread.
 
@@ -67,7 +56,7 @@ class Loop:
     def __init__(self) -> None:
         self._poller = self._open()
         self.stays_armed = self._poller.stays_armed
-        """Whether a callback of ``arm()`` is called again and again."""
+        """Whether a callback of ``arm()`` stays armed after it was called."""
         # By descriptor: those are small numbers, and for each event a list is cheaper than a dict, in memory too.
         self._callbacks: list[Callable[[int], object] | None] = []
         # Of the others, which are all armed, only INPUT is wanted, or OUTPUT too: few of either kind.
@@ -81,7 +70,7 @@ class Loop:
         self._look_for_cancelled_at = 64
         self._sources: tuple[Source, ...] = ()
         self.thread: int | None = None
-        """The identity of the thread that runs the loop, or is about to; None: nobody does."""
+        """The identity of the thread that runs the loop, or is about to; None: no thread does."""
         self.turns = 0
         """A number that each turn changes."""
         self.is_closed = False
@@ -90,13 +79,13 @@ class Loop:
         self._wakeup: tuple[int, int] | None = None
         """What signals wake this loop with, while it runs in the main thread."""
         self._hears_signals = True
-        """Whether nothing was called since that was set last."""
+        """Whether no callback ran since the wake-up descriptor of signals was set last."""
         try:
             self._begin_to_hear()
         except BaseException:
             self.abandon()
             raise
-        # Before what it hosts, which lets go of descriptors that this one's poller shares with the parent.
+        # Before its sources: they unwatch descriptors, and this poller is still the parent's.
         tell_when_forked(self, first=True)
 
     def _open(self) -> Poller:
@@ -122,7 +111,7 @@ class Loop:
         self._sources = (*self._sources, source)
 
     def remove(self, source: Source) -> None:
-        """Host it no longer; ``run()`` returns when none is left."""
+        """Host a source no longer; ``run()`` returns when none is left."""
         self._sources = tuple(hosted for hosted in self._sources if hosted is not source)
 
     def watch(self, fd: int, callback: Callable[[], object], *, shared: bool = False) -> None:
@@ -147,9 +136,9 @@ class Loop:
     def arm(self, fd: int, callback: Callable[[int], object], events: int) -> None:
         """Call back with what a connection is ready for, once it is ready for one of ``events``: INPUT, OUTPUT.
 
-        Once for each change (edge-triggered), of input in any case, until ``forget()`` or ``unwatch()``. Where there is
-        no epoll only once, as ``stays_armed`` says: then it has to be armed again. What it is ready for already it is
-        told too. Raises OSError if the system has no room for it (ENOSPC, ENOMEM: epoll_ctl(2)): then nothing changed.
+        Called once for each change (edge-triggered), of input in any case, until ``forget()`` or ``unwatch()``; also
+        for what is ready already. Without epoll it is called only once (``stays_armed`` is false): arm it again then.
+        Raises OSError if the system has no room for it (ENOSPC, ENOMEM: epoll_ctl(2)); then nothing changed.
         """
         self._poller.arm(fd, events)
         self._set_callback(fd, callback)
@@ -160,12 +149,12 @@ class Loop:
             self._wants_output.discard(fd)
 
     def rearrange(self, fd: int, callback: Callable[[int], object]) -> None:
-        """Call this back from now on for a descriptor that is armed; no effect on any other."""
+        """Replace the callback of an armed descriptor. No effect on any other."""
         if 0 <= fd < len(self._callbacks) and self._callbacks[fd] is not None:
             self._callbacks[fd] = callback
 
     def forget(self, fd: int) -> None:
-        """Call nobody back any more for a descriptor that is about to be closed; from any thread."""
+        """Drop the callback of a descriptor that is about to be closed. From any thread."""
         if self._drop_callback(fd) and not self.stays_armed:
             # The kernel takes a closed descriptor out of an epoll by itself.
             self._poller.unregister(fd)
@@ -182,7 +171,7 @@ class Loop:
             raise ValueError("a delay cannot be NaN")
         timer = Timer(time.monotonic() + delay, callback)
         if len(self._timers) >= self._look_for_cancelled_at:
-            # Of time-outs nearly all are cancelled, long before their time.
+            # Nearly all time-outs are cancelled, long before they are due.
             self._timers = [each for each in self._timers if each.callback is not None]
             heapq.heapify(self._timers)
             self._look_for_cancelled_at = 2 * len(self._timers) + 64

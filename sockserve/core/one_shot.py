@@ -12,7 +12,7 @@ __all__ = ["OneShot"]
 
 
 class OneShot:
-    """Set once, waited for by any number of threads, without a lock that two of them share.
+    """Set once, waited for by any number of threads, without a lock that two of them share. Every method: any thread.
 
     ``threading.Event`` takes a lock in ``wait()`` and in ``set()``: a signal handler that waits for an event which the
     thread it interrupted was about to wait for can block for ever. Here every waiter blocks on a lock of its own.
@@ -27,7 +27,7 @@ class OneShot:
         return self._is_set
 
     def set(self) -> None:
-        """Let everybody go who waits or will wait. Idempotent."""
+        """End all waits, those to come too. Idempotent. From any thread, and in a signal handler."""
         self._is_set = True
         waiters = self._waiters
         while waiters:

@@ -1,4 +1,4 @@
-"""What a loop needs of the system to wait."""
+"""The system's ways to wait for descriptors: epoll(7), or what ``selectors`` knows."""
 
 # ruff: noqa: D102 - as in selectors and epoll(7)
 
@@ -60,7 +60,7 @@ class EpollPoller:
         try:
             self._epoll.unregister(fd)
         except (OSError, ValueError):
-            # Closed already: the kernel forgot it then, or our own epoll is closed.
+            # Closed already, so the kernel has forgotten it; or our own epoll is closed.
             pass
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ def open_poller() -> Poller:
 
 
 class PollerToCome:
-    """In the place of another one until that is needed: most forked children never wait in their copy of a loop."""
+    """Opens a poller on first use: most forked children never wait in their copy of a loop."""
 
     def __init__(self, open_it: Callable[[], Poller], *, stays_armed: bool) -> None:
         self.stays_armed = stays_armed
@@ -124,7 +124,7 @@ class PollerToCome:
 
     def register(self, fd: int, *, shared: bool = False) -> None:
         poller = self._open_it()
-        # It is there already if the loop knew of it; what the system says about it is for the caller.
+        # The loop may have registered it when the poller was opened. What register() raises is for the caller.
         poller.unregister(fd)
         poller.register(fd, shared=shared)
 

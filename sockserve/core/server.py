@@ -6,9 +6,9 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sockserve.core.accepting import drains
 from sockserve.core.base_server import AddressT, BaseServer, HandlerFactory
 from sockserve.core.deferral import Deferral
+from sockserve.core.hook_marks import drains
 from sockserve.core.intake import by_intake, finishing, is_unix
 from sockserve.core.life_in_place import end_stream, own
 from sockserve.core.serving import finish_lingering, table_of
@@ -49,7 +49,7 @@ class TCPServer(BaseServer[StreamT, AddressT]):
     socket_type: int = socket.SOCK_STREAM
 
     request_queue_size: int = socket.SOMAXCONN
-    """The backlog: connections that the kernel completes and holds while nobody accepts (listen(2))."""
+    """The backlog: connections that the kernel completes and holds until they are accepted (listen(2))."""
 
     allow_reuse_address: bool = True
     """Whether a restart may bind while connections of the last run are in TIME_WAIT. (POSIX; on Windows the socket is
@@ -101,7 +101,7 @@ class TCPServer(BaseServer[StreamT, AddressT]):
     def server_bind(self) -> None:
         """Bind the socket to ``server_address``, and put what was bound (the port, for port 0) back there.
 
-        A Unix path that nobody listens on any more is replaced, a live server's never. Raises OSError.
+        A Unix path that no process listens on any more is replaced, a live server's never. Raises OSError.
         """
         apply_reuse(self.socket, bool(self.allow_reuse_address), bool(self.allow_reuse_port))
         if _HAS_UNIX and self.socket.family == socket.AF_UNIX:
@@ -121,15 +121,15 @@ class TCPServer(BaseServer[StreamT, AddressT]):
     def server_close(self) -> None:
         """Close the socket, and remove a Unix path that is still the one this server bound.
 
-        Of several processes that share the server since a fork it is the one that serves which removes the path, and
-        of several that serve the last; a child that was made for a request, and a worker process, never.
+        Of several processes that share the server since a fork, the last that serves removes the path; a child that was
+        made for a request and a worker process never do.
         """
         self._serving_free_address()
         finish_lingering(self)
 
     def _serving_free_address(self) -> None:
         lifecycle = self._serving_state.lifecycle
-        # First, for a loop that begins meanwhile, and finds the socket closed before it is told.
+        # First: a loop that begins now may find the socket closed before it is told of the close.
         lifecycle.listener_is_closing = True
         try:
             super().server_close()
@@ -141,7 +141,7 @@ class TCPServer(BaseServer[StreamT, AddressT]):
                 else:
                     bound_path.end(listener.close)
                     self._serving_state.bound_path = None
-                # Again, for a loop that began meanwhile: closing a socket wakes no loop.
+                # Again: a loop may have begun since, and closing a socket wakes no loop.
                 super().server_close()
         finally:
             lifecycle.listener_is_closing = False

@@ -85,7 +85,7 @@ class Accepting(Protocol):
         """Leave the loop. Idempotent."""
 
     def finish(self) -> None:
-        """Tell all who wait for the end of the stay."""
+        """End all waits for the end of the stay."""
 
 
 class Serving:

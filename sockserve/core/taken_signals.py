@@ -65,7 +65,7 @@ def take(signum: int, handler: Callable[[int], object], *, was_blocked: bool = F
             raw_signal.raise_signal(number)
 
     taken = Taken(signum, ours, get_handler(signum), was_blocked)
-    # Before the handler is there: a signal's handler in between may raise, or fork.
+    # First: a handler of another signal may raise or fork between the two, and this one must still be given back.
     _taken.append(taken)
     try:
         set_handler(signum, ours)

@@ -1,4 +1,4 @@
-"""Calls that a loop makes later."""
+"""A call that a loop makes later, and that can be cancelled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Timer"]
 
 
 class Timer:
-    """A call that the loop makes once, not before its time. ``cancel()`` is enough to forget it."""
+    """A call that the loop makes once, not before its time. Made by ``Loop.call_later()``, in the loop's thread."""
 
     def __init__(self, when: float, callback: Callable[[], None]) -> None:
         self.when = when

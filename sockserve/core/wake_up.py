@@ -1,4 +1,4 @@
-"""The byte that ends a wait."""
+"""Sends the byte that ends another thread's wait."""
 
 from __future__ import annotations
 
