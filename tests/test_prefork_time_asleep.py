@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.prefork_program import Prefork
-from support.waiting import stop_process, wait_until
+from support.waiting import stop_process, wait_until, wait_until_blocked
 
 from sockserve.concurrency.prefork import time_asleep
 from sockserve.concurrency.prefork.crew import Crew
@@ -53,6 +53,24 @@ def test_a_wait_that_ends_late_was_sleep(late: float, slept: list[float], monkey
         now[0] += tick + late
         loop.add(OneWait(loop))
         loop.run()
+    assert told == slept
+
+
+@pytest.mark.parametrize(("rests", "slept"), [(False, [30.0]), (True, [])])
+def test_a_turn_that_takes_long_was_sleep(rests: bool, slept: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop may come between two waits as well; between two loops that host the supervisor time may pass."""
+    now = [100.0]
+    monkeypatch.setattr(time_asleep, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    told: list[float] = []
+    asleep = TimeAsleep(told.append)
+    with Loop() as loop:
+        asleep.before_wait(loop, 8.0)
+        loop.add(OneWait(loop))
+        loop.run()
+        now[0] += 30.0
+        if rests:
+            asleep.rest()
+        asleep.before_wait(loop, 8.0)
     assert told == slept
 
 
@@ -105,12 +123,14 @@ def test_time_asleep_is_no_part_of_a_drain() -> None:
 def test_a_busy_worker_of_a_stopped_group_is_not_ended() -> None:
     """It serves inline, so its loop cannot turn: only the supervisor can know that all were stopped."""
     debug = "logging.getLogger('sockserve').setLevel('DEBUG')"
-    with Prefork("processes = 1", "worker_timeout = 2.0", debug) as server, server.connect() as client:
+    with Prefork("processes = 1", "worker_timeout = 1.5", debug) as server, server.connect() as client:
         (worker,) = server.wait_for_workers(1)
+        # In its wait for what its workers tell.
+        wait_until_blocked(server.pid)
         stop_process(server.pid)
         stop_process(worker)
         # More than is left of its time.
-        threading.Event().wait(2.3)
+        threading.Event().wait(1.7)
         server.send(signal.SIGCONT, server.pid, worker)
         wait_until(lambda: "the supervisor itself did not run for" in server.errors())
         # For a look that would take the worker for hung all the same.

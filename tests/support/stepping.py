@@ -10,7 +10,7 @@ import os
 import pathlib
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import sockserve
@@ -23,9 +23,10 @@ PACKAGE = str(pathlib.Path(sockserve.__file__).parent)
 class Step:
     """One way to run a call: with ``interfere()`` before its n-th instruction, or line."""
 
-    def __init__(self, number: int, event: str) -> None:
+    def __init__(self, number: int, event: str, within: tuple[str, ...]) -> None:
         self.number = number
         self.event = event
+        self.within = within
         self.reached = False
         """Whether the call was long enough for this step to come."""
         self.place = ""
@@ -44,7 +45,8 @@ class Step:
             if not frame.f_code.co_filename.startswith(PACKAGE):
                 return None
             frame.f_trace_opcodes = self.event == "opcode"
-            if event == self.event and next(count) == self.number:
+            is_meant = event == self.event and frame.f_code.co_filename.startswith(self.within)
+            if is_meant and next(count) == self.number:
                 self.reached = True
                 self.place = f"{frame.f_code.co_qualname}, line {frame.f_lineno}, instruction {frame.f_lasti}"
                 interfere()
@@ -63,10 +65,14 @@ class Step:
         return f"step {self.number}: {self.place}"
 
 
-def steps(event: str = "opcode") -> Iterator[Step]:
-    """Yield one step after the other until one was not reached; ``event`` "line" makes a long call quicker to try."""
+def steps(event: str = "opcode", within: Sequence[str] = ("",)) -> Iterator[Step]:
+    """Yield one step after the other until one was not reached.
+
+    ``event`` "line" makes a long call quicker to try, and so does ``within``: the rooms of the package that are meant.
+    """
+    places = tuple(os.path.join(PACKAGE, room) for room in within)
     for number in itertools.count():
-        step = Step(number, event)
+        step = Step(number, event, places)
         yield step
         if not step.reached:
             assert number, "not a single step of the package was seen"

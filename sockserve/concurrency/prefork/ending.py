@@ -60,6 +60,10 @@ class Ending:
             times.append(self._crew.settings.worker_timeout or 0.0)
         return self._time_asleep.before_wait(loop, min(times, default=None))
 
+    def rest(self) -> None:
+        """A loop that hosted the supervisor is left: what comes until the next turn is no sleep."""
+        self._time_asleep.rest()
+
     def slept(self, seconds: float) -> None:
         """Let each next step come later by the seconds in which this process did not run."""
         log.debug("%s: the supervisor itself did not run for %.1f seconds", self._crew.name, seconds)

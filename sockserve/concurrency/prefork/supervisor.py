@@ -184,6 +184,7 @@ class Supervisor(Source):
                 self._crew.loops.remove(loop)
                 self._run.until_empty = is_outer
                 self._storms.rest()
+                self._ending.rest()
                 if self._crew.loops:
                     self._hang_detector.look(self._crew.loop)
 
