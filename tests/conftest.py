@@ -67,10 +67,10 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is cut has a tenth of a second to end, for tests in which it does not."""
+    """What is cut has 0.3 seconds to end, for tests in which it does not."""
     for name, module in list(sys.modules.items()):
         if name.startswith("sockserve.") and hasattr(module, "CUT_GRACE"):
-            monkeypatch.setattr(module, "CUT_GRACE", 0.1)
+            monkeypatch.setattr(module, "CUT_GRACE", 0.3)
 
 
 @pytest.fixture(params=["epoll", "selectors"])

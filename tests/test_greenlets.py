@@ -310,7 +310,6 @@ def test_ctrl_c_lets_handlers_finish() -> None:
 # slow handlers
 
 
-@pytest.mark.usefixtures("short_grace")
 def test_a_handler_that_keeps_the_others_waiting_is_reported_once(running: Running, expect_log: ExpectLog) -> None:
     """The log says where it is; one that merely waits, for however long, is not meant."""
     expected = expect_log(logging.WARNING, "(?s)let no other go on for more than 0.25 s.*in hog\n")

@@ -97,7 +97,6 @@ def test_a_request_goes_on_after_shutdown_until_the_close(running: Running) -> N
         assert not closing.is_alive()
 
 
-@pytest.mark.usefixtures("short_grace")
 def test_a_worker_that_takes_too_long_is_cut(running: Running, expect_log: ExpectLog) -> None:
     """After drain_timeout server_close() cuts what is in progress, and a worker that ignores that is killed."""
     expect_log(logging.WARNING, "cut")

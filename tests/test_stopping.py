@@ -178,7 +178,6 @@ def test_all_servers_drain_at_the_same_time(model: str) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("how", ["time", "signal"])
-@pytest.mark.usefixtures("short_grace")
 def test_what_does_not_end_is_cut(model: str, how: str, expect_log: Any) -> None:
     """A handler that writes without end to a client that does not read is cut: after a time, or by a second signal."""
     if model != "inline":
