@@ -15,20 +15,11 @@ from typing import Any, Protocol
 from sockserve.core.accepting import Acceptor
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.base_order import refuse_wrong_order
+from sockserve.core.cutting import cut_others
 from sockserve.core.events import Events
 from sockserve.core.lifecycle import CUT_GRACE
 from sockserve.core.loop import Loop
-from sockserve.core.request_life import (
-    begin,
-    call,
-    contain,
-    cut_others,
-    fail,
-    give_up,
-    let_go,
-    serve,
-    takes_record,
-)
+from sockserve.core.request_life import begin, call, contain, fail, give_up, let_go, serve, takes_record
 from sockserve.core.serving import Accepting, Served, finish_lingering, table_of
 from sockserve.log import log
 from sockserve.net.lingering import LINGER_SECONDS
@@ -104,9 +95,9 @@ class WaitingForWorkersMixIn(Served):
             try:
                 self._serving_wait_for_workers()
             finally:
-                super().server_close()  # type: ignore[misc]
+                super().server_close()
         else:
-            super().server_close()  # type: ignore[misc]
+            super().server_close()
             try:
                 self._serving_wait_for_workers()
             finally:
@@ -185,7 +176,7 @@ class DispatchingMixIn(WaitingForWorkersMixIn):
     def _serving_release(self, live: LiveRequest) -> None:
         """Close this process's copy of a request that a child has."""
         try:
-            self.close_request(live.request)  # type: ignore[attr-defined]
+            self.close_request(live.request)
         except Exception:
             # The request itself goes on, and its end is not this.
             log.exception("%s: cannot close the parent's copy of %s", self, live.client_address)

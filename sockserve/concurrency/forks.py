@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from sockserve.concurrency.child_process import (
     DRAIN_AGAIN,
@@ -230,13 +230,13 @@ class ForkingMixIn(DispatchingMixIn):
     @needs_no_poll
     def service_actions(self) -> None:
         """Reap the children that have ended."""
-        super().service_actions()  # type: ignore[misc]
+        super().service_actions()
         self.collect_children()
 
     def handle_timeout(self) -> Any:
         """Reap the children that have ended."""
         self.collect_children()
-        return super().handle_timeout()  # type: ignore[misc]
+        return super().handle_timeout()
 
     def make_dispatcher(self) -> Dispatcher:
         """One that forks."""
@@ -340,7 +340,7 @@ class ForkingMixIn(DispatchingMixIn):
         if "timeout" not in vars(self):
             owner = next(base for base in type(self).__mro__ if "timeout" in vars(base))
             if owner is ForkingMixIn:
-                return cast("float | None", super().timeout)  # type: ignore[misc]
+                return super().timeout
         return self.timeout
 
 

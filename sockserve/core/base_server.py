@@ -13,6 +13,7 @@ from sockserve.core.active_requests import ActiveRequest, LiveRequest
 from sockserve.core.aftercare import wait_for_request
 from sockserve.core.base_order import refuse_wrong_order
 from sockserve.core.connection_info import ConnectionInfo, info_of
+from sockserve.core.cutting import cut_others, drain_one
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import LogObserver, Observer
 from sockserve.core.hook_marks import needs_no_poll
@@ -20,7 +21,7 @@ from sockserve.core.life_in_place import own
 from sockserve.core.lifecycle import CUT_GRACE, Drained, Lifecycle
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
-from sockserve.core.request_life import begin, cut_others, drain_one, serve, takes_record, unprepared
+from sockserve.core.request_life import begin, serve, takes_record, unprepared
 from sockserve.core.serving import Accepting, ServedInLoop, table_of
 from sockserve.core.type_parameters import TypeVar, filled_up
 from sockserve.core.without_loop import take_without_loop

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sockserve.core.active_requests import LiveRequest
+from sockserve.core.servable import AnyServer, Request
 from sockserve.core.serving import table_of
 from sockserve.net.tls import is_tls
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from sockserve.net.proxy_header import ProxyHeader
 
-__all__ = ["ConnectionInfo", "TLSInfo", "info_of", "tls_info_of"]
+__all__ = ["ConnectionInfo", "KnowsConnection", "TLSInfo", "info_of", "tls_info_of"]
 
 
 class TLSInfo(NamedTuple):
@@ -87,9 +88,9 @@ def info_of_live(live: LiveRequest) -> ConnectionInfo:
 def plain_info(request: Any, peer: Any) -> ConnectionInfo:
     """What a socket itself tells; ``peer`` is what ``accept()`` or ``recvfrom()`` told, None: to be asked for."""
     connection: Any = request
-    if isinstance(request, tuple) and len(request) == 2:  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(request, tuple) and len(connection) == 2:
         # A datagram.
-        connection = request[1]  # pyright: ignore[reportUnknownVariableType]
+        connection = connection[1]
     local = _ask(connection, "getsockname")
     if peer is None:
         peer = _ask(connection, "getpeername")
@@ -128,3 +129,25 @@ def _chain_of(sock: Any) -> tuple[bytes, ...]:
     # What 3.13 made public.
     ssl = sys.modules["_ssl"]
     return tuple(each.public_bytes(ssl.ENCODING_DER) for each in sock._sslobj.get_verified_chain() or ())  # noqa: SLF001
+
+
+class _OfThisRequest:
+    """The attribute ``connection_info``. One of that name which a program's handler sets takes its place."""
+
+    def __get__(self, handler: KnowsConnection | None, owner: type) -> object:
+        return self if handler is None else info_of(handler.server, handler.request)
+
+
+class KnowsConnection:
+    """The base of handlers that can tell of their connection."""
+
+    if TYPE_CHECKING:
+        request: Request
+        server: AnyServer
+
+        @property
+        def connection_info(self) -> ConnectionInfo:
+            """Both ends of the connection, the PROXY header and the TLS handshake."""
+            ...
+    else:
+        connection_info = _OfThisRequest()

@@ -1,17 +1,24 @@
-"""The handlers: one object per request, whose constructor runs ``setup()``, ``handle()`` and ``finish()``."""
+"""The handlers: one object per request, whose constructor runs ``setup()``, ``handle()`` and ``finish()``.
+
+A handler runs in one thread at a time: in a pool, after ``keep_open()``, perhaps in another one each time.
+
+Rule 1. Before a connection is given to a parking place all input that was read from its descriptor has been handled:
+nothing else would tell of bytes in a buffer, of ``rfile`` or of TLS.
+Rule 2. To be parked is the last thing that a handler does: another thread may run it already.
+"""
 
 from __future__ import annotations
 
 import io
 import socket
 import sys
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
-from sockserve.core.active_requests import ActiveRequests
 from sockserve.core.base_server import AddressT, BaseServer, RequestT
-from sockserve.core.connection_info import ConnectionInfo, info_of
+from sockserve.core.connection_info import KnowsConnection
 from sockserve.core.preparation_settings import tls_of
 from sockserve.core.preparing import complete, is_unknown, record_of
+from sockserve.core.servable import Address, AnyServer, Request
 from sockserve.core.streams import StreamReader, UnbufferedReader, open_reader, open_writer
 from sockserve.core.type_parameters import TypeVar, filled_up
 from sockserve.errors import HandshakeError
@@ -22,7 +29,7 @@ from sockserve.net.tls import is_part_of_record, is_tls, recv_beneath
 from sockserve.net.waiting_socket import WaitingSocket
 from sockserve.seconds import socket_limit_of
 
-__all__ = ["BaseRequestHandler", "DatagramRequestHandler", "StreamRequestHandler"]
+__all__ = ["BaseRequestHandler", "DatagramRequestHandler", "KeepStreamOpen", "StreamRequestHandler"]
 
 
 _DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
@@ -30,78 +37,56 @@ _DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 ServerT = TypeVar("ServerT", bound=BaseServer[Any, Any], default=BaseServer[Any, Any])
 
 
-class _ConnectionInfo:
-    """``handler.connection_info``. An attribute of that name which a program's handler sets takes its place."""
-
-    def __get__(self, handler: BaseRequestHandler[Any, Any, Any] | None, owner: type) -> Any:
-        return self if handler is None else info_of(handler.server, handler.request)
-
-
-class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
-    """Handles one request. Override ``handle()``, perhaps ``setup()`` and ``finish()``.
-
-    ``self.request``, ``self.client_address`` and ``self.server`` say what to handle. ``finish()`` runs whenever
-    ``setup()`` succeeded, also after an error; if both raise, the error of ``handle()`` is the one reported.
-
-    Subscript it to get their types: ``class H(BaseRequestHandler[MyServer, socket.socket])``.
-    """
-
-    __module__ = "sockserve"
-
-    request: RequestT
-    client_address: AddressT
-    server: ServerT
+class KeepOpen:
+    """A handler whose ``handle()`` may be called more than once."""
 
     if TYPE_CHECKING:
+        request: Request
+        client_address: Address
+        server: AnyServer
 
-        @property
-        def connection_info(self) -> ConnectionInfo:
-            """Both ends of the connection, the PROXY header and the TLS handshake."""
-            ...
-    else:
-        connection_info = _ConnectionInfo()
+        def handle(self) -> None:
+            """Do the work that the client asks for now."""
 
-    _handle_raised = False
+        def finish(self) -> None:
+            """Do what comes after the last of it."""
 
-    if sys.version_info < (3, 13) and not TYPE_CHECKING:
+    # Set per instance: CPython 3.11 does not specialise loads that a class attribute shadows.
+    _serving_keeps_open: bool | None
+    """Whether ``keep_open()`` was called since ``handle()`` was; None: it never was."""
 
-        def __class_getitem__(cls, arguments: Any) -> Any:
-            return super().__class_getitem__(filled_up(cls, arguments))
+    _serving_handle_raised = False
 
-    def __init__(self, request: RequestT, client_address: AddressT, server: ServerT) -> None:
-        self.request = request
-        self.client_address = client_address
-        self.server = server
-        self._asked_to_keep_open: bool | None = None
-        # Absent from a standard library's server, and from what tests pass for one.
-        try:
-            table: ActiveRequests | None = server._serving_state.table  # noqa: SLF001
-        except AttributeError:
-            table = None
-        if table is not None:
-            live = table.by_id.get(id(request))
-            if live is not None:
-                live.handler = self
-        try:
-            self.setup()
-        except BaseException:
-            self._close_request_files()
-            raise
-        self._serving_converse(True)
+    def keep_open(self) -> None:
+        """Ask, inside ``handle()``, that it be called again when the client has more to say.
+
+        Without it the connection is closed when ``handle()`` returns. The wait ends without another call when the
+        client closes its side, after ``timeout`` seconds of silence, and when the server drains. ``handle()`` should
+        read what it is called for: input that is there already counts as more to say. Over TLS, a handler that reads
+        from ``self.request`` itself, or without a buffer, may be called once more to read end-of-file.
+        Raises TypeError if the request is not a connection.
+        """
+        # For the first time; the socket's type is an enum that would be looked up for each message.
+        if self._serving_keeps_open is None and (
+            not isinstance(self.request, socket.socket) or self.request.type != socket.SOCK_STREAM
+        ):
+            raise TypeError(f"{type(self).__name__}.keep_open(): only a stream connection can be kept open")
+        self._serving_keeps_open = True
 
     def _serving_converse(self, has_input: bool, /) -> None:
+        """Call ``handle()`` until the connection is parked, or else ``finish()``. False: look first for input."""
         try:
-            while has_input or self._wait_for_more_input():
+            while has_input or self._serving_wait_for_input():
                 has_input = False
                 self.handle()
-                if not self._asked_to_keep_open:
+                if not self._serving_keeps_open:
                     break
-                self._asked_to_keep_open = False
+                self._serving_keeps_open = False
                 if self._serving_parks():
                     return
         except BaseException as error:
-            self._handle_raised = True
-            self._asked_to_keep_open = False
+            self._serving_handle_raised = True
+            self._serving_keeps_open = False
             try:
                 self.finish()
             except Exception as second:
@@ -110,13 +95,11 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         self.finish()
 
     def _serving_parks(self) -> bool:
-        """Whether the server calls ``_serving_converse()`` when there is more to do, so that nobody need wait here."""
-        server: Any = self.server
+        """Whether the server calls ``_serving_converse()`` when there is more to do, so that no thread waits here."""
         try:
-            table: ActiveRequests = server._serving_state.table  # noqa: SLF001
+            live = self.server._serving_state.table.by_id.get(id(self.request))  # noqa: SLF001 - absent: see handlers
         except AttributeError:
             return False
-        live = table.by_id.get(id(self.request))
         if live is None or live.parking is None or (not self._serving_is_dry() and not live.parking.is_turn_over(live)):
             return False
         live.continue_handler = self._serving_go_on
@@ -132,8 +115,112 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         self._serving_converse(has_input)
 
     def _serving_look(self) -> bool | None:
-        """Whether there is input to handle, without waiting; None: a part of it only. False: that is to be seen."""
+        """Look for input without waiting. None: a part of a TLS record, and nothing yet. False: wait for it to know."""
         return False
+
+    def _serving_is_dry(self) -> bool:
+        """Whether all input that was read has been handled, so that more of it makes the descriptor readable."""
+        request = self.request
+        # Two calls fewer for each message on a plain socket.
+        return type(request) is socket.socket or not _holds_input(request)
+
+    def _serving_wait_for_input(self) -> bool:
+        """Block until input arrives; False at end-of-file, after the time-out, and if the connection is lost."""
+        try:
+            return _wait_for_input(self.request)
+        except (ConnectionError, TimeoutError) as error:
+            log.debug("%s said no more: %s", self.client_address, error)
+            return False
+
+
+class KeepStreamOpen(KeepOpen):
+    """The same for a handler that uses its connection through ``rfile`` and ``wfile``."""
+
+    if TYPE_CHECKING:
+        connection: Request
+        rfile: io.BufferedIOBase
+        wfile: io.BufferedIOBase
+
+    def buffered_input(self) -> bytes:
+        """What ``rfile`` has read ahead of the handler, and still holds: for a program that goes on without it."""
+        return self.rfile.buffered() if isinstance(self.rfile, StreamReader | UnbufferedReader) else b""
+
+    def _serving_look(self) -> bool | None:
+        connection = self.connection
+        if not is_tls(connection) or not isinstance(self.rfile, StreamReader):
+            return False
+        before = connection.gettimeout()
+        connection.settimeout(0)
+        try:
+            return bool(self.rfile.peek(1))
+        except OSError as error:
+            # Any other error comes again when the handler reads.
+            return None if is_part_of_record(error) else False
+        finally:
+            connection.settimeout(before)
+
+    def _serving_is_dry(self) -> bool:
+        try:
+            if not self.wfile.closed:
+                # The client may be waiting for this before it says more.
+                self.wfile.flush()
+        except (ConnectionError, TimeoutError):
+            # The wait for input will meet it, too.
+            return False
+        # What another kind of file has read ahead cannot be known.
+        is_ours = isinstance(self.rfile, StreamReader | UnbufferedReader)
+        return is_ours and not self.buffered_input() and not _holds_input(self.connection)
+
+    def _serving_wait_for_input(self) -> bool:
+        peek = getattr(self.rfile, "peek", None)
+        try:
+            if not self.wfile.closed:
+                # The client may be waiting for this before it says more.
+                self.wfile.flush()
+            return _wait_for_input(self.connection) if peek is None else bool(peek(1))
+        except (ConnectionError, TimeoutError) as error:
+            log.debug("%s said no more: %s", self.client_address, error)
+            return False
+
+
+class BaseRequestHandler(KnowsConnection, KeepOpen, Generic[ServerT, RequestT, AddressT]):
+    """Handles one request. Override ``handle()``, perhaps ``setup()`` and ``finish()``.
+
+    ``self.request``, ``self.client_address`` and ``self.server`` say what to handle. ``finish()`` runs whenever
+    ``setup()`` succeeded, also after an error; if both raise, the error of ``handle()`` is the one reported.
+
+    Subscript it to get their types: ``class H(BaseRequestHandler[MyServer, socket.socket])``.
+    """
+
+    __module__ = "sockserve"
+
+    request: RequestT
+    client_address: AddressT
+    server: ServerT
+
+    if sys.version_info < (3, 13) and not TYPE_CHECKING:
+
+        def __class_getitem__(cls, arguments: Any) -> Any:
+            return super().__class_getitem__(filled_up(cls, arguments))
+
+    def __init__(self, request: RequestT, client_address: AddressT, server: ServerT) -> None:
+        self.request = request
+        self.client_address = client_address
+        self.server = server
+        self._serving_keeps_open = None
+        # Absent from a standard library's server, and from what tests pass for one.
+        try:
+            live = server._serving_state.table.by_id.get(id(request))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        except AttributeError:
+            live = None
+        if live is not None:
+            live.handler = self
+        try:
+            self.setup()
+        except BaseException:
+            self._serving_close_files()
+            raise
+        self._serving_converse(True)
 
     def setup(self) -> None:
         """Called before ``handle()``."""
@@ -144,22 +231,6 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
     def finish(self) -> None:
         """Called after ``handle()``, also if that raised."""
 
-    def keep_open(self) -> None:
-        """Ask, inside ``handle()``, that it be called again when the client has more to say.
-
-        Without it the connection is closed when ``handle()`` returns. The wait ends without another call when the
-        client closes its side, after ``timeout`` seconds of silence, and when the server drains. ``handle()`` should
-        read what it is called for: input that is there already counts as more to say. Over TLS, a handler that reads
-        from ``self.request`` itself, or without a buffer, may be called once more to read end-of-file.
-        Raises TypeError if the request is not a connection.
-        """
-        # For the first time; the socket's type is an enum that would be looked up for each message.
-        if self._asked_to_keep_open is None and (
-            not isinstance(self.request, socket.socket) or self.request.type != socket.SOCK_STREAM
-        ):
-            raise TypeError(f"{type(self).__name__}.keep_open(): only a stream connection can be kept open")
-        self._asked_to_keep_open = True
-
     def detach_request(self) -> RequestT:
         """Take the request away from the server, which will neither shut it down nor close it; the caller must.
 
@@ -167,7 +238,7 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
         Raises RuntimeError if the server's class is not one of sockserve's and does not know of this.
         """
         try:
-            live = self.server._serving_state.table.find(self.request)  # noqa: SLF001
+            live = self.server._serving_state.table.by_id.get(id(self.request))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         except AttributeError:
             live = None
         if live is None:
@@ -178,24 +249,11 @@ class BaseRequestHandler(Generic[ServerT, RequestT, AddressT]):
             live.parking.detach(live)
         return self.request
 
-    def _close_request_files(self) -> None:
+    def _serving_close_files(self) -> None:
         """Close what ``setup()`` opened before it raised."""
 
-    def _serving_is_dry(self) -> bool:
-        """Whether all input that was read has been handled, so that more of it makes the descriptor readable."""
-        request: Any = self.request
-        # Two calls fewer for each message on a plain socket.
-        return type(request) is socket.socket or not _holds_input(request)
 
-    def _wait_for_more_input(self) -> bool:
-        try:
-            return _wait_for_input(cast("socket.socket", self.request))
-        except (ConnectionError, TimeoutError) as error:
-            log.debug("%s said no more: %s", self.client_address, error)
-            return False
-
-
-class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
+class StreamRequestHandler(KeepStreamOpen, BaseRequestHandler[ServerT, RequestT, AddressT]):
     """Handles a connection through files: ``self.rfile`` to read from, ``self.wfile`` to write to.
 
     ``rfile`` stays usable after a time-out, and loses nothing that had arrived before it.
@@ -218,19 +276,22 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
     # Whether the server has only what the connection was before start_tls().
     _serving_closes_connection = False
 
-    connection: Any
+    connection: RequestT
+    """The request; a handler that begins TLS puts the new socket here."""
+
     rfile: io.BufferedIOBase
     wfile: io.BufferedIOBase
 
     def setup(self) -> None:
         """Set the connection's options and open the files."""
-        self.connection = self.request
+        connection: Any = self.request
+        self.connection = connection
         if self.timeout is not None:
-            self.connection.settimeout(socket_limit_of(self.timeout))
-        if self.disable_nagle_algorithm and self.connection.family in (socket.AF_INET, socket.AF_INET6):
-            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-        self.rfile = open_reader(self.connection, self.rbufsize)
-        self.wfile = open_writer(self.connection, self.wbufsize)
+            connection.settimeout(socket_limit_of(self.timeout))
+        if self.disable_nagle_algorithm and connection.family in (socket.AF_INET, socket.AF_INET6):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        self.rfile = open_reader(connection, self.rbufsize)
+        self.wfile = open_writer(connection, self.wbufsize)
 
     def start_tls(self, tls: Any = None) -> None:
         """Go on over TLS, as after STARTTLS; the handshake is over when it returns, in ``handshake_timeout`` seconds.
@@ -262,24 +323,6 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
         self.rfile = open_reader(self.connection, self.rbufsize)
         self.wfile = open_writer(self.connection, self.wbufsize)
 
-    def _serving_look(self) -> bool | None:
-        connection = self.connection
-        if not is_tls(connection) or not isinstance(self.rfile, StreamReader):
-            return False
-        before = connection.gettimeout()
-        connection.settimeout(0)
-        try:
-            return bool(self.rfile.peek(1))
-        except OSError as error:
-            # What else it is the handler finds out.
-            return None if is_part_of_record(error) else False
-        finally:
-            connection.settimeout(before)
-
-    def buffered_input(self) -> bytes:
-        """What ``rfile`` has read ahead of the handler, and still holds. For whoever goes on without ``rfile``."""
-        return self.rfile.buffered() if isinstance(self.rfile, StreamReader | UnbufferedReader) else b""
-
     def finish(self) -> None:
         """Send what ``wfile`` still holds and close both files. A peer that left is no error."""
         try:
@@ -290,10 +333,11 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
         finally:
             self.rfile.close()
             if self._serving_closes_connection:
-                half_close(self.connection)
-                self.connection.close()
+                connection: Any = self.connection
+                half_close(connection)
+                connection.close()
 
-    def _close_request_files(self) -> None:
+    def _serving_close_files(self) -> None:
         for name in ("wfile", "rfile"):
             file = vars(self).get(name)
             if file is not None:
@@ -301,29 +345,6 @@ class StreamRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
                     file.close()
                 except OSError as error:
                     log.debug("%s: closing %s: %s", self.client_address, name, error)
-
-    def _serving_is_dry(self) -> bool:
-        try:
-            if not self.wfile.closed:
-                # The client may be waiting for this before it says more.
-                self.wfile.flush()
-        except (ConnectionError, TimeoutError):
-            # As whoever waits will find out.
-            return False
-        # Of another file nobody knows what it has read ahead.
-        is_ours = isinstance(self.rfile, StreamReader | UnbufferedReader)
-        return is_ours and not self.buffered_input() and not _holds_input(self.connection)
-
-    def _wait_for_more_input(self) -> bool:
-        peek = getattr(self.rfile, "peek", None)
-        try:
-            if not self.wfile.closed:
-                # The client may be waiting for this before it says more.
-                self.wfile.flush()
-            return _wait_for_input(self.connection) if peek is None else bool(peek(1))
-        except (ConnectionError, TimeoutError) as error:
-            log.debug("%s said no more: %s", self.client_address, error)
-            return False
 
 
 class DatagramRequestHandler(BaseRequestHandler[ServerT, "tuple[bytes, socket.socket]", AddressT]):
@@ -348,9 +369,10 @@ class DatagramRequestHandler(BaseRequestHandler[ServerT, "tuple[bytes, socket.so
     def finish(self) -> None:
         """Send the answer."""
         answer = self.wfile.getvalue()
-        if answer and self.client_address and not self._handle_raised:
+        if answer and self.client_address and not self._serving_handle_raised:
             try:
-                self.socket.sendto(answer, _DONT_WAIT, cast("Any", self._serving_answers_to()))
+                address: Any = self._serving_answers_to()
+                self.socket.sendto(answer, _DONT_WAIT, address)
             except OSError as error:
                 if not cannot_be_answered(error, self.client_address):
                     raise
@@ -364,12 +386,12 @@ class DatagramRequestHandler(BaseRequestHandler[ServerT, "tuple[bytes, socket.so
 
 
 def _holds_input(connection: socket.socket) -> bool:
-    """Whether input was read from the descriptor that nobody has read from the connection."""
+    """Whether TLS holds input that was read from the descriptor and not yet from the connection."""
     return is_tls(connection) and bool(connection.pending())
 
 
 def _wait_for_input(connection: socket.socket) -> bool:
-    """Whether more comes; the end does not count."""
+    """Block until input arrives; False at end-of-file. Raises OSError."""
     if _holds_input(connection):
         return True
     if is_tls(connection):

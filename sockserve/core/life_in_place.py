@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.aftercare import let_linger
@@ -19,14 +19,15 @@ from sockserve.core.events import Events
 from sockserve.core.preparation_settings import prepares
 from sockserve.core.replaced import successor
 from sockserve.core.request_life import end_failed, fail, finish_unprepared, give_up, refuse, serve, step_of
+from sockserve.core.servable import Address, AnyServer, Request, Servable
 from sockserve.errors import RefusedError
 from sockserve.net.closing import half_close
 
 __all__ = ["end_stream", "own", "serves_at_once", "take_again"]
 
-Hook = TypeVar("Hook", bound=Callable[..., Any])
+Hook = TypeVar("Hook", bound=Callable[..., object])
 
-_OWN: set[Any] = set()
+_OWN: set[object] = set()
 """Hooks that do what ``take_again()`` does in place."""
 
 
@@ -41,17 +42,17 @@ def own(hook: Hook) -> Hook:
     return hook
 
 
-def serves_at_once(server: Any, events: Events) -> bool:
+def serves_at_once(server: Servable, events: Events) -> bool:
     """Whether for this server ``take_again()`` is as good as ``take()``: no hook nor observer could tell."""
     return step_of(server.process_request) is serve and not events.hear_all and not prepares(server)
 
 
-def take_again(server: Any, live: LiveRequest, request: Any, client_address: Any) -> bool:
-    """As ``take()``, with a record that has served before: true if it may serve once more: nothing else has it.
+def take_again(server: AnyServer, live: LiveRequest, request: Request, client_address: Address) -> bool:
+    """As ``take()``, with a record that has served before: true if it may serve once more, since nothing else has it.
 
-    In one piece, down to the table's enter() and discard() and the hooks that are not overridden, because a short
-    request's steps cost less than the calls between them.
+    In the loop's thread, which serves the request itself.
     """
+    # perf: in one piece with our own hooks, 4500 instructions of 23 000 less, NOTEBOOK.md#one-try-for-each-request
     table = live.table
     live.key = id(request)
     live.request = request
@@ -112,7 +113,7 @@ def take_again(server: Any, live: LiveRequest, request: Any, client_address: Any
     return True
 
 
-def end_stream(server: Any, request: Any, live: LiveRequest | None) -> None:
+def end_stream(server: AnyServer, request: Request, live: LiveRequest | None) -> None:
     """Half-close a connection, let it linger if its peer may not have the whole answer yet, and close it. Never waits.
 
     If the handler's ``connection`` or ``request`` is another socket, into which this one was wrapped, that is closed.

@@ -295,7 +295,7 @@ class Preparation:
         name = yield from self._look_at_hello(sock, tls)
         wrapped: Any = wrap_accepted(tls.context_for(name), sock)
         if isinstance(self._server, Served):
-            wrapped = self._server._serving_wrapped(wrapped)  # noqa: SLF001 - the mix-ins' answer to this module
+            wrapped = self._server._serving_wrapped(wrapped)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the mix-ins' answer
         self._live.table.replace(self._live, wrapped)
         while True:
             try:

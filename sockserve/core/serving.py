@@ -7,11 +7,13 @@ The core has attributes of its own here. A layer above the core keeps its object
 core never names them.
 """
 
+# ruff: noqa: D102 - the hooks of a server are explained in base_server
+
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sockserve.core.active_requests import ActiveRequests
 from sockserve.core.deferral import Deferral
@@ -19,6 +21,7 @@ from sockserve.core.events import Events, LogObserver, Observer
 from sockserve.core.intake import Intake
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.loop import Loop
+from sockserve.core.servable import Address, AnyServer, Request
 from sockserve.net.accept_errors import Verdict
 from sockserve.net.lingering import Lingering
 from sockserve.net.unix_path import BoundPath
@@ -177,6 +180,24 @@ class Served:
         """What is to stand in the place of a connection that TLS was just put around, before the handshake."""
         return request
 
+    if TYPE_CHECKING:
+        # The hooks of socketserver, for the mix-ins: each server that they are mixed into has them.
+
+        timeout: float | None
+
+        def serve_forever(self, poll_interval: float = ...) -> None: ...
+        def server_close(self) -> None: ...
+        def service_actions(self) -> None: ...
+        def handle_timeout(self) -> Any: ...
+        def fileno(self) -> int: ...
+        def verify_request(self, request: Request, client_address: Address) -> bool: ...
+        def process_request(self, request: Request, client_address: Address) -> None: ...
+        def prepare_request(self, request: Request, client_address: Address) -> tuple[Request, Address]: ...
+        def finish_request(self, request: Request, client_address: Address) -> None: ...
+        def handle_error(self, request: Request, client_address: Address) -> None: ...
+        def shutdown_request(self, request: Request) -> None: ...
+        def close_request(self, request: Request) -> None: ...
+
 
 class ServedInLoop(Served):
     """The base of what serves in a loop of ours: BaseServer, and the mix-ins that bring such a loop to any server."""
@@ -219,12 +240,12 @@ _SHUTDOWN_REQUEST = "_BaseServer__shutdown_request"
 _IS_SHUT_DOWN = "_BaseServer__is_shut_down"
 
 
-def stay_begins(server: Any) -> None:
+def stay_begins(server: object) -> None:
     """Say in the attributes that programs look at that a loop serves this server."""
     vars(server).setdefault(_IS_SHUT_DOWN, threading.Event()).clear()
 
 
-def stay_ends(server: Any, *, in_child: bool = False) -> None:
+def stay_ends(server: object, *, in_child: bool = False) -> None:
     """Say in the attributes that programs look at that none does; ``in_child``: what the parent waits for is not it."""
     attributes = vars(server)
     attributes[_SHUTDOWN_REQUEST] = False
@@ -233,7 +254,7 @@ def stay_ends(server: Any, *, in_child: bool = False) -> None:
     attributes.setdefault(_IS_SHUT_DOWN, threading.Event()).set()
 
 
-def serving_of(server: Any) -> Serving:
+def serving_of(server: AnyServer) -> Serving:
     """The state of any server; made on first use. From any thread."""
     try:
         state: Serving = server._serving_state  # noqa: SLF001 - this module's
@@ -242,17 +263,17 @@ def serving_of(server: Any) -> Serving:
     return state
 
 
-def begin_anew(server: Any) -> None:
+def begin_anew(server: object) -> None:
     """In a worker process that was forked to serve: forget all that this server was about in its parent."""
     vars(server)[_NAME] = Serving()
 
 
-def table_of(server: Any) -> ActiveRequests:
+def table_of(server: object) -> ActiveRequests:
     """The live table of any server."""
     return serving_of(server).table
 
 
-def events_of(server: Any) -> Events:
+def events_of(server: object) -> Events:
     """The events of any server; follows changes of ``server.observers``."""
     observers: tuple[Observer, ...] = getattr(server, "observers", _DEFAULT_OBSERVERS)
     state = serving_of(server)
@@ -262,6 +283,6 @@ def events_of(server: Any) -> Events:
     return events
 
 
-def finish_lingering(server: Any) -> None:
+def finish_lingering(server: object) -> None:
     """Wait until each answer of a connection that lingers has arrived: ``LINGER_SECONDS`` at most."""
     serving_of(server).lingering.finish(in_haste=True)

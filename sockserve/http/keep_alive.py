@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import socket
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING
 
-from sockserve.core.handlers import BaseRequestHandler, StreamRequestHandler
+from sockserve.core.connection_info import KnowsConnection
+from sockserve.core.handlers import KeepStreamOpen
 from sockserve.core.serving import serving_of
 from sockserve.core.streams import open_reader
 from sockserve.http.body import Body, CountingReader
 
+if TYPE_CHECKING:
+    from http.server import BaseHTTPRequestHandler as _Handler
+else:
+    # It is mixed into one, and the module need not be imported for that.
+    _Handler = object
+
 __all__ = ["HTTPKeepAliveMixIn"]
 
 
-class HTTPKeepAliveMixIn:
+class HTTPKeepAliveMixIn(KnowsConnection, KeepStreamOpen, _Handler):
     """Makes a handler of ``http.server`` wait for the next request of its client as ``keep_open()`` does.
 
     Write it before the handler: ``class Handler(HTTPKeepAliveMixIn, SimpleHTTPRequestHandler)``. In a pool of threads
@@ -28,42 +35,27 @@ class HTTPKeepAliveMixIn:
 
     __module__ = "sockserve"
 
-    # The standard library's handlers have none of these; what they do with a connection they do with its files too.
-    _asked_to_keep_open: bool | None = None
-    keep_open = BaseRequestHandler.__dict__["keep_open"]
-    buffered_input = StreamRequestHandler.__dict__["buffered_input"]
-    connection_info = BaseRequestHandler.__dict__["connection_info"]
-    _serving_converse = BaseRequestHandler.__dict__["_serving_converse"]
-    _serving_parks = BaseRequestHandler.__dict__["_serving_parks"]
-    _serving_go_on = BaseRequestHandler.__dict__["_serving_go_on"]
-    _serving_look = StreamRequestHandler.__dict__["_serving_look"]
-    _serving_is_dry = StreamRequestHandler.__dict__["_serving_is_dry"]
-    _wait_for_more_input = StreamRequestHandler.__dict__["_wait_for_more_input"]
-
-    request: Any
-    rfile: Any
-    connection: Any
-    headers: Any
-    server: Any
+    # The standard library's handlers do not set it.
+    _serving_keeps_open: bool | None = None
 
     _serving_body: Body | None = None
     _serving_status = 0
 
     def setup(self) -> None:
         """Open the files; of this ``rfile`` one can tell what it has read ahead."""
-        wants_no_delay = self.disable_nagle_algorithm  # type: ignore[attr-defined]
+        wants_no_delay = self.disable_nagle_algorithm
         if wants_no_delay and self.request.family not in (socket.AF_INET, socket.AF_INET6):
             # The standard library's setup() sets TCP_NODELAY on any socket; a Unix socket answers EOPNOTSUPP.
             vars(self)["disable_nagle_algorithm"] = False
-        super().setup()  # type: ignore[misc]
+        super().setup()
         self.rfile.close()
-        self.rfile = open_reader(self.connection, self.rbufsize, CountingReader)  # type: ignore[attr-defined]
+        self.rfile = open_reader(self.connection, self.rbufsize, CountingReader)
 
     def handle(self) -> None:
         """Answer one request."""
         self.close_connection = True
         self._serving_body = None
-        self.handle_one_request()  # type: ignore[attr-defined]
+        self.handle_one_request()
         if not self.close_connection:
             body: Body | None = vars(self)["_serving_body"]
             if body is None or body.skip(self.connection):
@@ -73,7 +65,7 @@ class HTTPKeepAliveMixIn:
 
     def parse_request(self) -> bool:
         """Parse a request; from then on it is known how much of its body is read."""
-        if not super().parse_request():  # type: ignore[misc]
+        if not super().parse_request():
             return False
         self._serving_body = Body(self.headers, self.rfile)
         return True
@@ -81,20 +73,20 @@ class HTTPKeepAliveMixIn:
     def send_response_only(self, code: int, message: str | None = None) -> None:
         """Begin an answer."""
         self._serving_status = code
-        super().send_response_only(code, message)  # type: ignore[misc]
+        super().send_response_only(code, message)
 
     def send_header(self, keyword: str, value: str) -> None:
         """Send a header; ``Connection: keep-alive`` is not said by a server that will not."""
         if keyword.lower() == "connection" and value.lower() == "keep-alive" and self._serving_will_close():
             value = "close"
-        super().send_header(keyword, value)  # type: ignore[misc]
+        super().send_header(keyword, value)
 
     def end_headers(self) -> None:
         """End the headers of an answer, with ``Connection: close`` if that is what will happen."""
         # 1xx is no answer yet.
         if not self.close_connection and self._serving_status >= HTTPStatus.OK and self._serving_will_close():
             self.send_header("Connection", "close")
-        super().end_headers()  # type: ignore[misc]
+        super().end_headers()
 
     def _serving_will_close(self) -> bool:
         lifecycle = serving_of(self.server).lifecycle
@@ -105,9 +97,9 @@ class HTTPKeepAliveMixIn:
     def finish(self) -> None:
         """Wait for the next request if the last one asked for that; else close the files."""
         # The constructor of the standard library's handlers calls this as soon as handle() has returned.
-        if not self._asked_to_keep_open:
-            super().finish()  # type: ignore[misc]
+        if not self._serving_keeps_open:
+            super().finish()
             return
-        self._asked_to_keep_open = False
+        self._serving_keeps_open = False
         if not self._serving_parks():
             self._serving_converse(False)

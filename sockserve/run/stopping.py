@@ -19,12 +19,12 @@ from typing import Any
 
 from sockserve.concurrency.dispatch import Dispatcher, DispatchingMixIn
 from sockserve.core.active_requests import ActiveRequests, LiveRequest
+from sockserve.core.cutting import cut_others, drain_one
 from sockserve.core.events import Observer
 from sockserve.core.lifecycle import CUT_GRACE, CutShort
 from sockserve.core.loop import Loop, Source
 from sockserve.core.one_shot import OneShot
 from sockserve.core.replaced import reach
-from sockserve.core.request_life import cut_others, drain_one
 from sockserve.core.server import TCPServer, UDPServer
 from sockserve.core.serving import serving_of, table_of
 from sockserve.log import counted, log

@@ -19,10 +19,11 @@ from sockserve.core.accepting import Acceptor
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.base_order import refuse_other_way
 from sockserve.core.base_server import BaseServer
+from sockserve.core.cutting import cut_others, tell_cut
 from sockserve.core.lifecycle import CUT_GRACE, CutShort
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
-from sockserve.core.request_life import cut_others, tell_cut, unprepared
+from sockserve.core.request_life import unprepared
 from sockserve.core.serving import Accepting
 from sockserve.net.tls import is_tls
 
@@ -165,10 +166,11 @@ class GreenletMixIn(DispatchingMixIn):
         """Run the handler; a request that ``prepare_request()`` wrapped for TLS becomes cooperative before."""
         if is_tls(request):
             cooperative(request)
-        hook: Any = super().finish_request  # type: ignore[misc]
+        hook: Any = super().finish_request
         handler_class: Any = self.RequestHandlerClass  # type: ignore[attr-defined]
         new: Any = object.__new__
-        is_plain = type(handler_class) is type and handler_class.__new__ is new
+        metaclass: Any = type(handler_class)
+        is_plain = metaclass is type and handler_class.__new__ is new
         if is_plain and not unprepared and getattr(hook, "__func__", None) is BaseServer.finish_request:
             # No local for the bound method: the frame would keep it for every waiting client.
             del hook
@@ -181,7 +183,7 @@ class GreenletMixIn(DispatchingMixIn):
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve until ``shutdown()``, and until the requests in progress then have ended."""
         try:
-            super().serve_forever(poll_interval)  # type: ignore[misc]
+            super().serve_forever(poll_interval)
         except BaseException:
             self._serving_dispatcher.hub.is_stranded = True
             raise

@@ -76,7 +76,7 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn, ServedInLoop):
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """As that of the server, with the requests served by the pool's threads."""
         if isinstance(self, BaseServer):
-            super().serve_forever(poll_interval)  # type: ignore[misc]
+            super().serve_forever(poll_interval)
         else:
             # A standard library's class.
             self._serving_run(poll_interval)

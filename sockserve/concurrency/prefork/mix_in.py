@@ -120,7 +120,7 @@ class PreForkMixIn(Served):
         Raises CrashLoopError, ServerClosedError, AlreadyServingError, and what a signal handler raises.
         """
         if self.worker_id is not None:
-            super().serve_forever(poll_interval)  # type: ignore[misc]
+            super().serve_forever(poll_interval)
             return
         limit_of(poll_interval, "poll_interval")
         check_times(self)
@@ -135,7 +135,7 @@ class PreForkMixIn(Served):
                 raise AlreadyServingError(f"{self} is already being served by another serve_forever()")
             stay_begins(self)
             try:
-                if self.fileno() < 0 and not stay.stop_requested:  # type: ignore[attr-defined]
+                if self.fileno() < 0 and not stay.stop_requested:
                     raise ServerClosedError(f"{self} is closed: it cannot serve before it gets a new socket")
                 self._serving_poll_interval = poll_interval
                 self._serving_take_blocking_mode()
@@ -250,7 +250,7 @@ class PreForkMixIn(Served):
         """
         supervisor = self._serving_state.find(Supervisor)
         if self.worker_id is not None or supervisor is None or supervisor.pid != os.getpid():
-            super().server_close()  # type: ignore[misc]
+            super().server_close()
             return
         stay = self._serving_state.lifecycle.acceptor
         if stay is not None:
@@ -264,7 +264,7 @@ class PreForkMixIn(Served):
         self._serving_return_blocking_mode()
 
     def _serving_close_ports(self) -> None:
-        super().server_close()  # type: ignore[misc]
+        super().server_close()
         close_twins(self)
 
     # in a worker
@@ -276,7 +276,7 @@ class PreForkMixIn(Served):
         self._serving_link = link
         # The supervisor has the clock.
         self.drain_timeout = None
-        serve_forever = super().serve_forever  # type: ignore[misc]
+        serve_forever = super().serve_forever
 
         def serve() -> None:
             self._serving_state.when_begun = link.beat_in

@@ -26,10 +26,10 @@ from sockserve.concurrency.prefork.protocol import (
 )
 from sockserve.concurrency.prefork.worker_link import Link
 from sockserve.core.active_requests import LiveRequest
+from sockserve.core.cutting import cut_others, drain_one
 from sockserve.core.events import Observer
 from sockserve.core.one_shot import OneShot
 from sockserve.core.replaced import reach
-from sockserve.core.request_life import cut_others, drain_one
 from sockserve.core.server import TCPServer, UDPServer
 from sockserve.core.serving import serving_of, table_of
 from sockserve.net.closing import end_input
