@@ -19,6 +19,7 @@ from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
+from sockserve.core import preparing, request_life
 from sockserve.core.preparing import Preparation
 from sockserve.net.closing import cut
 from sockserve.pytest_plugin import Running
@@ -89,8 +90,12 @@ def test_x13_a_part_of_a_hello_wakes_no_worker(
 
 
 @each_concurrent_model
-def test_a_drain_lets_a_handshake_come_to_its_end(running: Running, pki: Pki, model: str) -> None:
+def test_a_drain_lets_a_handshake_come_to_its_end(
+    running: Running, pki: Pki, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
     """One that has just begun is served during the drain; then its handler sees end-of-file as any other."""
+    for module in (preparing, request_life):
+        monkeypatch.setattr(module, "DRAIN_GRACE", LIMIT)
     server = running(make(model, Tell, tls=sockserve.TLS(*pki.a)))
     begun = threading.Event()
 

@@ -115,7 +115,10 @@ class InMemory:
 
     def _receive(self) -> None:
         self._plain.sendall(self._outgoing.read())
-        self._incoming.write(self._plain.recv(65536))
+        if data := self._plain.recv(65536):
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
 
     def shake_hands(self) -> None:
         """All that comes after the hello."""
@@ -133,9 +136,16 @@ class InMemory:
         return self._outgoing.read()
 
     def read(self) -> bytes:
-        """The next data of the server."""
-        self._receive()
-        return self._tls.read()
+        """The next data of the server; b"" at its end."""
+        while True:
+            self._receive()
+            try:
+                return self._tls.read()
+            except ssl.SSLWantReadError:
+                # A part of a record, or one that has no data.
+                continue
+            except ssl.SSLEOFError:
+                return b""
 
     def say(self) -> list[str]:
         """What the handler told."""
