@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
+import math
 import select
 import socket
 import threading
@@ -213,13 +214,13 @@ def test_the_limit_begins_anew_with_each_message(running: Running, echo: type[Ec
 
     server = running(pool(Handler))
     table = table_of(server)
-    lot: Any = table.parking
+    parking: Any = table.parking
     with crowd(server, 2) as (client, silent):
         wait_until_parked(server, 2)
         for live in table.all():
             live.parking_record.parked_at -= 999.9
         exchange(client, b"again")
-        lot.wants_look = True
+        parking.wants_look = True
         serving_of(server).lifecycle.wake()
         assert silent.recv(100) == b""
         exchange(client, b"again")
@@ -275,40 +276,40 @@ def test_an_event_that_a_claim_overtook_is_not_believed(running: Running, echo: 
     server = running(pool(echo, max_workers=1))
     with crowd(server, 2) as (client, other):
         wait_until_parked(server, 2)
-        lot: Any = table_of(server).parking
+        parking: Any = table_of(server).parking
         # Whenever the worker has an event, a claim was made since it began to wait.
-        believed = lot.serve
+        believed = parking.serve
         served = threading.Semaphore(0)
-        lot.serve = lambda live, has_input: (served.release(), believed(live, has_input))
-        with lot._claiming:
-            lot.claims += 1
+        parking.serve = lambda live, has_input: (served.release(), believed(live, has_input))
+        with parking._claiming:
+            parking.claimed_at = math.inf
             client.sendall(b"hello")
             other.sendall(b"hello")
             threading.Event().wait(0.05)
             assert not served.acquire(blocking=False)
-            lot.claims += 1
+            parking.claimed_at = time.monotonic()
         assert (client.recv(100), other.recv(100)) == (b"hello", b"hello")
 
 
 def test_a_claim_in_the_middle_of_parking_waits(running: Running, echo: type[Echo]) -> None:
     """It ends the connection when it is armed, and not before: or another's descriptor would be."""
     server = running(pool(echo))
-    lot: Any = table_of(server).parking
-    real = lot.poller
+    parking: Any = table_of(server).parking
+    real = parking.poller
     claimers: list[threading.Thread] = []
 
     class Slow:
-        once = real.once
+        once, held, mute = real.once, real.held, real.mute
         rearm = real.rearm
         unwatch = real.unwatch
 
-        def arm(self, fd: int) -> None:
-            claimers.append(threading.Thread(target=lot.end_all))
+        def arm(self, fd: int, how: int) -> None:
+            claimers.append(threading.Thread(target=parking.end_all))
             claimers[-1].start()
-            wait_until(lambda: fd not in lot.parked)
-            real.arm(fd)
+            wait_until(lambda: fd not in parking.parked)
+            real.arm(fd, how)
 
-    lot.poller = Slow()
+    parking.poller = Slow()
     with crowd(server, 3) as clients:
         assert [client.recv(100) for client in clients] == [b""] * 3
     for claimer in claimers:

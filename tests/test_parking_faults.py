@@ -7,6 +7,7 @@ import logging
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from support.under_test import LIMIT
 from support.waiting import wait_until, wait_until_arrived
 
 import sockserve
-from sockserve.concurrency.pool.parking import MOST_LIMITS
+from sockserve.concurrency.pool.silence import MOST_LIMITS
 from sockserve.core.serving import table_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
@@ -103,7 +104,7 @@ def test_a_connection_that_cannot_be_parked_ends(
     for _ in range(2):
         assert finished.acquire(timeout=LIMIT)
     wait_until(lambda: not server.active_requests)
-    assert not any(table_of(server).parking._silent.values())  # type: ignore[union-attr]
+    assert not any(table_of(server).parking.silences.queues.values())  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("busy", [False, True])
@@ -138,7 +139,7 @@ def test_a_connection_that_a_worker_cannot_put_back_ends(
         wait_until_parked(server, 1)
         workers = set(server._serving_pool.workers)
         # As if there had been a claim since the workers began to wait: they do not believe what they are told.
-        table_of(server).parking.claims += 2  # type: ignore[union-attr]
+        table_of(server).parking.claimed_at = time.monotonic()  # type: ignore[union-attr]
         faults.refuse("modify", number=errno.ENOMEM)
         exchange(client, b"again\n")
         assert client.recv(100) == b""
@@ -149,16 +150,16 @@ def test_who_spoke_in_time_is_not_ended_as_silent(running: Running, echo: type[E
     """Its words wait while all workers are busy, for longer than its limit: it is answered, now and later."""
     echo.limit = 0.1
     server = running(pool(echo, max_workers=1, min_workers=1))
-    lot: Any = table_of(server).parking
+    parking: Any = table_of(server).parking
     with connect(server, timeout=LIMIT) as client, connect(server, timeout=LIMIT) as other:
         # The coordinator is held up until the client has spoken.
-        with lot._claiming:
+        with parking._claiming:
             exchange(client, b"hello\n")
             other.sendall(b"work\n")
             assert echo.begun.acquire(timeout=LIMIT)
             client.sendall(b"in time\n")
             wait_until_arrived(client)
-        wait_until(lambda: not any(lot._silent.values()))
+        wait_until(lambda: not any(parking.silences.queues.values()))
         echo.opened.set()
         assert client.recv(100) == b"in time\n"
         exchange(client, b"and later\n")
@@ -175,15 +176,15 @@ def test_computed_limits_leave_nothing_behind(running: Running, echo: type[Echo]
             super().handle()
 
     server = running(pool(Computing))
-    lot: Any = table_of(server).parking
+    parking: Any = table_of(server).parking
     with connect(server, timeout=LIMIT) as client, connect(server, timeout=LIMIT) as other:
         for _ in range(100):
             exchange(client, b"hello\n")
             exchange(other, b"hello\n")
         wait_until_parked(server, 2)
-        assert len(lot._silent) <= MOST_LIMITS + 2
+        assert len(parking.silences.queues) <= MOST_LIMITS + 2
     wait_until(lambda: not server.active_requests)
-    assert not any(lot._silent.values())
+    assert not any(parking.silences.queues.values())
 
 
 def _descriptor_of(server: Any, client: socket.socket) -> int:

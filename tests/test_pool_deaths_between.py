@@ -12,7 +12,8 @@ from support.waiting import wait_until
 
 import sockserve
 from sockserve.concurrency.pool import parking
-from sockserve.concurrency.pool.parking import ParkingLot
+from sockserve.concurrency.pool.parking import Parking
+from sockserve.concurrency.pool.silence import Silences
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
 
@@ -51,7 +52,7 @@ def dies_once(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, armed: lis
     monkeypatch.setattr(where, name, call)
 
 
-@pytest.mark.parametrize(("where", "name"), [(ParkingLot, "serve"), (parking, "resume"), (ParkingLot, "_forget_limit")])
+@pytest.mark.parametrize(("where", "name"), [(Parking, "serve"), (parking, "resume"), (Silences, "forget")])
 def test_a_connection_that_was_taken_out_is_parked_again(
     running: Running, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog, where: Any, name: str
 ) -> None:
@@ -72,13 +73,13 @@ def test_a_connection_that_was_taken_out_is_parked_again(
         client.settimeout(LIMIT)
         client.sendall(b"one")
         assert client.recv(100) == b"one"
-        wait_until(lambda: bool(server._serving_pool.lot.parked))
+        wait_until(lambda: bool(server._serving_pool.parking.parked))
         armed.append(True)
         client.sendall(b"two")
         assert client.recv(100) == b"two"
-        wait_until(lambda: bool(server._serving_pool.lot.parked))
+        wait_until(lambda: bool(server._serving_pool.parking.parked))
         # The limit of its silence holds again.
-        assert any(server._serving_pool.lot._silent.values())
+        assert any(server._serving_pool.parking.silences.queues.values())
     assert len(deaths.wait()) == 1
 
 
@@ -95,8 +96,8 @@ def test_an_event_that_came_with_the_death_is_not_lost(
         client.sendall(b"one")
         assert client.recv(100) == b"one"
         pool = server._serving_pool
-        wait_until(lambda: bool(pool.lot.parked))
-        (fd,) = pool.lot.parked
+        wait_until(lambda: bool(pool.parking.parked))
+        (fd,) = pool.parking.parked
         real = pool.poller.poll
 
         class Idle(list[None]):
@@ -119,10 +120,10 @@ def test_an_event_that_came_with_the_death_is_not_lost(
         pool.poller.poll, pool.idle = poll, Idle(pool.idle)
         with monkeypatch.context() as patch:
             first: list[bool] = [True]
-            dies_once(patch, ParkingLot, "serve", first)
+            dies_once(patch, Parking, "serve", first)
             client.sendall(b"two")
             assert client.recv(100) == b"two"
-        wait_until(lambda: bool(pool.lot.parked))
+        wait_until(lambda: bool(pool.parking.parked))
         armed.append(True)
         client.sendall(b"three")
         assert client.recv(100) == b"three"
@@ -137,16 +138,16 @@ def test_one_whose_turn_was_over_is_parked_again(running: Running) -> None:
         client.settimeout(LIMIT)
         client.sendall(b"one")
         assert client.recv(100) == b"one"
-        lot: ParkingLot = server._serving_pool.lot
-        wait_until(lambda: bool(lot.parked))
-        (live,) = lot.parked.values()
-        assert lot.claim(live)
-        lot.later.append(live)
+        parking: Parking = server._serving_pool.parking
+        wait_until(lambda: bool(parking.parked))
+        (live,) = parking.parked.values()
+        assert parking.claim(live)
+        parking.later.append(live)
         with pytest.MonkeyPatch.context() as patch:
             armed = [True]
-            dies_once(patch, ParkingLot, "serve", armed)
+            dies_once(patch, Parking, "serve", armed)
             with pytest.raises(Killed):
-                lot.serve_later()
-        assert list(lot.parked.values()) == [live]
+                parking.serve_later()
+        assert list(parking.parked.values()) == [live]
         client.sendall(b"two")
         assert client.recv(100) == b"two"

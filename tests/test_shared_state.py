@@ -233,5 +233,5 @@ def test_whatever_happens_at_once_each_count_is_exact(server: Any) -> None:
     check_counts(server)
     pool = vars(server).get("_serving_pool")
     if pool is not None:
-        assert (pool.workers, pool.idle, pool.lot.parked) == ({}, [], {})
-        assert not any(pool.lot._silent.values())
+        assert (pool.workers, pool.idle, pool.parking.parked) == ({}, [], {})
+        assert not any(pool.parking.silences.queues.values())

@@ -70,6 +70,10 @@ class ParkingPlace(Protocol):
         """
         ...
 
+    def await_first_word(self, live: LiveRequest) -> bool:
+        """Wait for a new client that is to speak first, and has not; true as for ``park()``."""
+        ...
+
     def is_turn_over(self, live: LiveRequest) -> bool:
         """Whether others are to be looked at, though there is more of its input already; then park it."""
         ...

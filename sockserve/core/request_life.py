@@ -39,6 +39,7 @@ __all__ = [
     "finish_unprepared",
     "forget",
     "give_up",
+    "handle",
     "let_go",
     "refuse",
     "resume",
@@ -154,9 +155,18 @@ def serve(server: Preparing, live: LiveRequest) -> None:
             return
     if events.prepare:
         Events.emit(events.prepare, server, live)
+    if live.parking is not None and live.parking.await_first_word(live):
+        # Another thread may have it by now.
+        return
+    handle(server, live)
+
+
+def handle(server: Any, live: LiveRequest) -> None:
+    """HANDLE, and SHUTDOWN if the handler is done then."""
     live.state = "handle"
     server.finish_request(live.request, live.client_address)
     if live.continue_handler is None:
+        events = live.events
         if events.handle:
             Events.emit(events.handle, server, live)
         close(server, live)

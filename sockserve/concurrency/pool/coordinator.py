@@ -17,8 +17,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sockserve.concurrency.pool.parking import ParkingLot
+from sockserve.concurrency.pool.parking import Parking
 from sockserve.concurrency.pool.poller import open_shared_poller
+from sockserve.concurrency.pool.pressure import Pressure
+from sockserve.concurrency.pool.room import Room
 from sockserve.concurrency.pool.workers import Pool
 from sockserve.concurrency.threads import interpreter_ends
 from sockserve.core.accepting import Acceptor
@@ -77,8 +79,10 @@ class Coordinator(Acceptor):
     def _open_pool(self, server: Any, loop: Loop) -> None:
         settings = server._serving_pool_settings()  # noqa: SLF001 - the mix-in's own
         self._poller = open_shared_poller()
-        self.lot = ParkingLot(server, self._poller, loop.wake)
-        self.pool = Pool(settings, self._poller, server._serving_threads, self.lot, loop.wake)  # noqa: SLF001 - as above
+        self.parking = Parking(server, self._poller, loop.wake)
+        self._room = Room(self.parking)
+        self.pool = Pool(settings, self._poller, server._serving_threads, self.parking, loop.wake)  # noqa: SLF001 - as above
+        self._pressure = Pressure(self.pool, loop)
 
     def _take_over_listener(self) -> None:
         super()._take_over_listener()
@@ -91,7 +95,7 @@ class Coordinator(Acceptor):
             take, self.may_take, self._make_counter, batch, self.table.touch, found_nothing=self.found_nothing
         )
         self._state.put(self.pool)
-        self.table.parking = self.lot
+        self.table.parking = self.parking
         self.pool.when_lost = self._lose_pool
         # Without this one there is no service; without the others there is.
         self.pool.start_worker()
@@ -182,7 +186,7 @@ class Coordinator(Acceptor):
         """Make room among the parked, or leave it to the coordinator what the table says about an error."""
         if self.listener_closed or verdict is Verdict.IGNORE:
             return
-        if is_out_of_descriptors(error) and self.lot.make_room():
+        if is_out_of_descriptors(error) and self._room.make():
             return
         # At once, or the workers would try again and again.
         self._unwatch()
@@ -192,25 +196,27 @@ class Coordinator(Acceptor):
     # 9 TICK
 
     def _tend(self) -> None:
-        pool, lot = self.pool, self.lot
-        if lot.wants_look:
+        pool, parking = self.pool, self.parking
+        if parking.wants_look:
             self._look_at_the_silent()
         if pool.wants_worker:
             self._start_workers()
+        if pool.is_pressed:
+            self._pressure.begin()
         if pool.is_full and self._busy is None:
             self._served = pool.served()
             self._busy = self.loop.call_later(ALL_BUSY, self._look_at_the_busy)
-        if lot.parked and self.lifecycle.draining and self._draining is None and not self._retires:
+        if parking.parked and self.lifecycle.draining and self._draining is None and not self._retires:
             self._served_draining = pool.served()
             self._draining = self.loop.call_later(STUCK, self._look_at_the_draining)
 
     def _look_at_the_silent(self) -> None:
         if self._silence is not None:
             self._silence.cancel()
-        self.lot.look()
-        if self.lot.unheard:
+        self.parking.look()
+        if self.parking.unheard:
             self._end_unheard()
-        until = self.lot.next_look - time.monotonic()
+        until = self.parking.next_look - time.monotonic()
         self._silence = None if until == math.inf else self.loop.call_later(until, self._look_at_the_silent)
 
     def _start_workers(self) -> None:
@@ -273,13 +279,13 @@ class Coordinator(Acceptor):
         """See that somebody ends the parked even if all workers are busy."""
         if not self.pool.idle:
             with contextlib.suppress(RuntimeError, MemoryError):
-                self.pool.start_helper(self.lot.end_all)
+                self.pool.start_helper(self.parking.end_all)
 
     def _end_unheard(self) -> None:
-        if self._left or not self.lot.unheard:
+        if self._left or not self.parking.unheard:
             return
         with contextlib.suppress(RuntimeError, MemoryError):
-            self.pool.start_helper(self.lot.end_unheard)
+            self.pool.start_helper(self.parking.end_unheard)
         # It may not have started, or be the last one that was about to end.
         self.loop.call_later(RETRY_THREAD, self._end_unheard)
 
@@ -324,7 +330,7 @@ class Coordinator(Acceptor):
         self._wait_for_the_taking()
         self.table.parking = None
         self.pool.stop()
-        if self.lot.parked or self.lot.unheard:
+        if self.parking.parked or self.parking.unheard:
             self._help_to_end()
         super()._leave()
         self._end_pool()

@@ -1,13 +1,14 @@
 """One poller that several threads wait on: whichever wakes takes one ready descriptor.
 
-Rule 1. What is *watched* is reported to one or more waiting threads for as long as it is ready; what is *armed* is
-reported once, to one thread.
+Rule 1. What is *watched* is told to one or more waiting threads for as long as it is ready. What is *armed* is told
+either once, to one thread, or like a watched one (*held*), as the one who arms it asks.
 Rule 2. Everything but ``close()`` may be called from any thread while others wait.
 """
 
 from __future__ import annotations
 
 import collections
+import os
 import select
 import selectors
 import socket
@@ -27,10 +28,10 @@ class SharedPoller(Protocol):
     """What the threads of a pool wait on."""
 
     def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
-        """Wait for a ready descriptor, at most ``timeout`` seconds (-1: without limit); ``maxevents`` must be 1.
+        """Wait for ready descriptors, at most ``timeout`` seconds (-1: without limit) and ``maxevents`` of them.
 
-        Return it with what happened, or nothing when the time is up. A descriptor that is neither watched nor armed
-        any more may be among them.
+        Return each with what happened, or nothing when the time is up. A descriptor that is neither watched nor armed
+        any more may be among them. If ``can_hold`` is false ``maxevents`` must be 1.
         """
         ...
 
@@ -40,24 +41,38 @@ class SharedPoller(Protocol):
     def unwatch(self, fd: int) -> None:
         """Undo ``watch()`` or ``arm()``. No effect on any other descriptor."""
 
+    can_hold: bool
+    """Whether there is another way than ``once``."""
+
     once: int
-    """What ``rearm()`` is given."""
+    """How to arm what is to be told once."""
 
-    def arm(self, fd: int) -> None:
-        """Report once that a descriptor is readable or its peer is gone."""
+    held: int
+    """How to arm what is to be told in each wait that finds it ready."""
 
-    def rearm(self, fd: int, once: int, /) -> None:
-        """The same, for one that was armed before and that nobody unwatched since."""
+    mute: int
+    """How to arm what is not to be told, except, at most once more, that its peer is gone."""
+
+    def arm(self, fd: int, how: int, /) -> None:
+        """Tell that a descriptor is readable or its peer is gone. Raises OSError if the system cannot."""
+
+    def rearm(self, fd: int, how: int, /) -> None:
+        """The same, for one that was armed before and not unwatched since."""
 
     def end(self) -> None:
         """Make every ``poll()`` return something at once, from now on. Idempotent."""
 
+    def nudge(self) -> None:
+        """Make one thread that waits return, with a descriptor of no use. Nothing, if ``can_hold`` is false."""
+
     def close(self) -> None:
-        """Close the poller's own descriptors. Nobody may be waiting."""
+        """Close the poller's own descriptors. No thread may be waiting."""
 
 
 class _EpollPoller:
     """epoll(7) hands each event to one of the threads that wait, the one that began last first."""
+
+    can_hold = True
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -67,11 +82,19 @@ class _EpollPoller:
             self._epoll.close()
             raise
         self._end_writer.setblocking(False)
-        self.once = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
+        self.held = select.EPOLLIN | select.EPOLLRDHUP
+        self.once = self.held | select.EPOLLONESHOT
+        # EPOLLHUP and EPOLLERR cannot be left out, but they can be told once only.
+        self.mute = select.EPOLLONESHOT
         self.poll = self._epoll.poll
+        self.arm = self._epoll.register
         self.rearm = self._epoll.modify
+        self._nudges = -1
         try:
             self.watch(self._end_reader.fileno())
+            self._nudges = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            # Never read: edge-triggered, each write is told to one thread.
+            self._epoll.register(self._nudges, select.EPOLLIN | select.EPOLLET)
         except BaseException:
             self.close()
             raise
@@ -86,15 +109,22 @@ class _EpollPoller:
             # Closed: the kernel forgot it then, or the pool has ended.
             pass
 
-    def arm(self, fd: int) -> None:
-        self._epoll.register(fd, self.once)
-
     def end(self) -> None:
         # Never read: level-triggered, it wakes each thread that waits, and each one that comes later.
         send_wake_up(self._end_writer)
 
+    def nudge(self) -> None:
+        try:
+            os.eventfd_write(self._nudges, 1)
+        except OSError:
+            # Closed.
+            pass
+
     def close(self) -> None:
         self._epoll.close()
+        if self._nudges >= 0:
+            os.close(self._nudges)
+            self._nudges = -1
         self._end_reader.close()
         self._end_writer.close()
 
@@ -102,7 +132,8 @@ class _EpollPoller:
 class _LeaderPoller:
     """Where the platform has no poller to share: one thread waits in a selector, the others for its place."""
 
-    once = 0
+    can_hold = False
+    once = held = mute = 0
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
@@ -180,11 +211,10 @@ class _LeaderPoller:
     def unwatch(self, fd: int) -> None:
         self._change(~fd, False)
 
-    def arm(self, fd: int) -> None:
+    def arm(self, fd: int, how: int, /) -> None:
         self._change(fd, True)
 
-    def rearm(self, fd: int, once: int, /) -> None:
-        self._change(fd, True)
+    rearm = arm
 
     def _change(self, fd: int, is_armed: bool) -> None:
         self._changes.append((fd, is_armed))
@@ -193,6 +223,9 @@ class _LeaderPoller:
     def end(self) -> None:
         self._has_ended = True
         self._wake()
+
+    def nudge(self) -> None:
+        pass
 
     def _wake(self) -> None:
         send_wake_up(self._wake_writer)

@@ -8,12 +8,16 @@ Rule 3. After ``stop()`` nothing is taken any more; what is being served is serv
 
 from __future__ import annotations
 
+import collections
 import contextvars
+import itertools
 import threading
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sockserve.concurrency.pool.parking import ParkingLot
+from sockserve.concurrency.pool.bench import Bench, Seat
+from sockserve.concurrency.pool.parking import Parking
 from sockserve.concurrency.pool.poller import INPUT, SharedPoller
 from sockserve.concurrency.threads import WorkerThreads
 from sockserve.core.forked import tell_when_forked
@@ -42,12 +46,12 @@ class Pool:
         settings: PoolSettings,
         poller: SharedPoller,
         threads: WorkerThreads,
-        lot: ParkingLot,
+        parking: Parking,
         wake: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.poller = poller
-        self.lot = lot
+        self.parking = parking
         self.threads = threads
         self.wake = wake
         """Makes the coordinator tend the pool."""
@@ -61,8 +65,16 @@ class Pool:
         """How many workers have died before they served anything, since the coordinator looked."""
         self.is_full = False
         """Whether all workers were busy when the coordinator last heard of it."""
+        self.is_pressed = False
+        """Whether there was more than one thing to do at once; the coordinator, which watches then, ends that."""
         # A list of tokens, because pop() and append() are atomic with and without the GIL.
         self.idle: list[None] = []
+        """As many as there are workers that wait for events, or are on the bench."""
+        self.bench = Bench()
+        self.batch = 1
+        """Events that one wait may return."""
+        self.ready: collections.deque[tuple[tuple[int, int], float]] = collections.deque()
+        """Events that a worker was told of beside the one it acts on, each with the time at which its wait began."""
         self.workers: dict[int, PoolThread] = {}
         # Guards the number of workers, and who closes the poller.
         self._counting = threading.Lock()
@@ -80,8 +92,10 @@ class Pool:
         self.somebody_waits = False
         self._counting = threading.Lock()
         self._helpers.clear()
+        self.ready.clear()
+        self.bench = Bench()
         self.workers = {key: worker for key, worker in self.workers.items() if worker.thread.ident == me}
-        self.lot.forked()
+        self.parking.forked()
         self.poller.close()
         if self.when_lost is not None:
             self.when_lost()
@@ -149,7 +163,8 @@ class Pool:
         """Whether one more is to be started."""
         count = len(self.workers)
         # The poller does not tell of those in later, should the worker that put them there have died.
-        return count < self.settings.fewest or (count < self.settings.most and (not self.idle or bool(self.lot.later)))
+        is_short = not self.idle or bool(self.parking.later)
+        return count < self.settings.fewest or (count < self.settings.most and is_short)
 
     def served(self) -> int:
         """A number that changes when a worker has become free."""
@@ -190,6 +205,20 @@ class Pool:
             worker.taking and worker.thread.ident not in threads_that_serve for worker in self.workers.copy().values()
         )
 
+    def put_aside(self, events: list[tuple[int, int]], began: float) -> None:
+        """Leave to any worker what one was told of in a wait that began then, beside the first."""
+        self.ready.extend(zip(events[1:], itertools.repeat(began), strict=False))
+        if not self.is_pressed:
+            # A worker that waits for events would not look here by itself.
+            self.poller.nudge()
+            self.press()
+
+    def press(self) -> None:
+        """There is more than one thing to do at once: the coordinator is to watch."""
+        if not self.is_pressed:
+            self.is_pressed = True
+            self.wake()
+
     def last_place_was_taken(self) -> None:
         """All workers are busy."""
         if len(self.workers) < self.settings.most:
@@ -203,7 +232,8 @@ class Pool:
     def stop(self) -> None:
         """Take nothing more; the workers leave when they have nothing left to do. Idempotent, from any thread."""
         self.stopping = True
-        self.lot.close()
+        self.bench.close()
+        self.parking.close()
         self.poller.end()
 
 
@@ -217,6 +247,10 @@ class PoolThread:
         self.taking = False
         """Whether it takes a request, or serves one that it took."""
         self.served = 0
+        self.waited = 0.0
+        """Seconds that it has waited for events."""
+        self.is_waiting = False
+        self.seat = Seat()
 
     def run(self) -> None:
         """Serve until the pool ends, or there is nothing to do for too long."""
@@ -225,14 +259,14 @@ class PoolThread:
         try:
             has_retired = self._work()
             if not has_retired:
-                pool.lot.end_all()
+                pool.parking.end_all()
         except BaseException as error:
             # In a process that a handler forked it is the end of that process.
             if not (pool.is_lost and isinstance(error, SystemExit)):
                 log.exception("%s: %s dies, another worker takes its place", pool.settings.name, self.thread.name)
             if pool.stopping and not pool.is_lost:
                 # It may have been the last that would.
-                pool.lot.end_all()
+                pool.parking.end_all()
         finally:
             if not has_retired:
                 pool.idle.pop()
@@ -256,55 +290,89 @@ class PoolThread:
         pool = self.pool
         # Not shared: select.poll objects, which it may be made of, bear one thread only.
         self._count_waiting = pool.make_counter()
-        poll, idle, lot, parked = pool.poller.poll, pool.idle, pool.lot, pool.lot.parked
-        later = lot.later
+        poll, idle, ready, bench = pool.poller.poll, pool.idle, pool.ready, pool.bench
+        parking = pool.parking
+        parked, held, later = parking.parked, parking.held, parking.later
         workers, fewest, idle_timeout = pool.workers, pool.settings.fewest, pool.settings.idle_timeout
         is_needed = False
-        events = live = continue_handler = None
+        event: tuple[int, int] | None = None
+        live = continue_handler = None
         try:
             while not pool.stopping:
-                claims = lot.claims
-                events = live = continue_handler = None
-                # The last few, and a worker that waits alone, wait without limit: an idle pool does not wake.
-                # One that was there before this look goes on after it, so that neither waits for the other's end.
+                event = live = continue_handler = None
+                if bench.asked and not bench.sit(self.seat, idle_timeout) and pool.may_retire(self):
+                    return True
                 has_later = bool(later)
-                events = poll(0 if has_later else -1 if is_needed or len(workers) <= fewest else idle_timeout, 1)
-                if not events:
-                    if later:
-                        self._serve_later()
+                if ready:
+                    try:
+                        event, began = ready.popleft()
+                    except IndexError:
                         continue
-                    if pool.may_retire(self):
-                        return True
-                    is_needed = True
-                    continue
+                else:
+                    self.is_waiting = True
+                    began = time.monotonic()
+                    # The last few, and a worker that waits alone, wait without limit: an idle pool does not wake.
+                    # One that was there before this look goes on after it, so that neither waits for the other's end.
+                    limit = 0 if has_later else -1 if is_needed or len(workers) <= fewest else idle_timeout
+                    events = poll(limit, pool.batch)
+                    self.is_waiting = False
+                    self.waited += time.monotonic() - began
+                    if not events:
+                        if later:
+                            self._serve_later()
+                            continue
+                        if pool.may_retire(self):
+                            return True
+                        is_needed = True
+                        continue
+                    if len(events) > 1:
+                        pool.put_aside(events, began)
+                    event = events[0]
                 is_needed = False
-                fd, event = events[0]
                 idle.pop()
                 try:
                     if not idle:
                         pool.last_place_was_taken()
-                    if fd == pool.listener_fd:
-                        self._take()
-                    elif (live := parked.pop(fd, None)) is not None:
-                        continue_handler = live.continue_handler
-                        if lot.claims == claims and not claims & 1:
-                            lot.serve(live, event == INPUT)
+                    while True:
+                        fd = event[0]
+                        if fd == pool.listener_fd:
+                            self._take()
                         else:
-                            # The event may be about an earlier connection that had this descriptor.
-                            lot.put_back(live)
+                            live = parked.pop(fd, None)
+                            if live is None and fd in held:
+                                parking.quiet(fd)
+                                live = parked.pop(fd, None)
+                            if live is not None:
+                                continue_handler = live.continue_handler
+                                if live.parking_record.trusted_from < began > parking.claimed_at:
+                                    parking.serve(live, event[1] == INPUT)
+                                else:
+                                    parking.put_back(live)
+                        self.served += 1
+                        if not ready or bench.asked or pool.stopping:
+                            break
+                        event = live = continue_handler = None
+                        event, began = ready.popleft()
+                except IndexError:
+                    # Another worker took the last one.
+                    if event is not None:
+                        raise
                 finally:
-                    self.served += 1
                     idle.append(None)
                 if has_later:
                     self._serve_later()
         except BaseException:
+            if event is not None:
+                self.served += 1
             # What it was told of no other worker is told.
             if not pool.is_lost:
                 if live is not None:
-                    lot.undo_taking(live, continue_handler)
+                    parking.undo_taking(live, continue_handler)
                 else:
-                    lot.hear_again(events[0][0] if events else None)
+                    parking.hear_again(None if event is None else event[0])
             raise
+        finally:
+            self.is_waiting = False
         return False
 
     def _serve_later(self) -> None:
@@ -313,7 +381,7 @@ class PoolThread:
         try:
             if not idle:
                 self.pool.last_place_was_taken()
-            self.pool.lot.serve_later()
+            self.pool.parking.serve_later()
         finally:
             self.served += 1
             idle.append(None)
@@ -324,17 +392,21 @@ class PoolThread:
         # In this order: whoever forbids taking does so first, and asks who takes second.
         self.taking = True
         served_before = self.served
+        is_second = False
         try:
             for _ in range(pool.batch):
                 # Often another worker was quicker, and to accept in vain costs as much as a short request.
                 if not pool.may_take() or (count_waiting is not None and not count_waiting()):
                     return
+                if is_second and not pool.is_pressed:
+                    pool.press()
                 has_taken = pool.context.copy().run(pool.take)
                 if has_taken is not True:
                     if has_taken is False and self.served == served_before:
                         pool.found_nothing()
                     return
                 self.served += 1
+                is_second = True
         finally:
             self.taking = False
             if pool.somebody_waits:
