@@ -79,7 +79,7 @@ class ParkingPlace(Protocol):
         ...
 
     def detach(self, live: LiveRequest) -> None:
-        """Forget one that its handler gives away; the handler calls it."""
+        """Forget one that its handler gives away, or that is about to be closed. By the thread that serves it."""
 
 
 class LiveRequest:

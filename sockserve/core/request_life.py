@@ -299,6 +299,8 @@ def close(server: Servable, live: LiveRequest) -> None:
     Raises what ``handle_error()`` raises.
     """
     live.state = "shutdown"
+    if live.parking_record is not None and live.parking is not None:
+        live.parking.detach(live)
     try:
         if not live.detached:
             server.shutdown_request(live.request)

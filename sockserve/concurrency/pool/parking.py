@@ -21,9 +21,8 @@ from typing import Any
 
 from sockserve.concurrency.pool.poller import SharedPoller
 from sockserve.concurrency.pool.record import ParkingRecord
-from sockserve.concurrency.pool.silence import LIMITS_PER_SECOND, Silences
+from sockserve.concurrency.pool.silence import LIMITS_PER_SECOND, Silences, first, has_spoken
 from sockserve.core.active_requests import LiveRequest
-from sockserve.core.poller import wait_readable
 from sockserve.core.request_life import contain, handle, resume
 from sockserve.log import log
 from sockserve.net.closing import end_input
@@ -114,9 +113,9 @@ class Parking:
         if not getattr(handler, "client_speaks_first", False):
             return False
         request = live.request
-        if not isinstance(request, socket.socket) or request.type != socket.SOCK_STREAM or _has_spoken(request):
+        if not isinstance(request, socket.socket) or request.type != socket.SOCK_STREAM or has_spoken(request):
             return False
-        live.continue_handler = _begin
+        live.continue_handler = _first_word
         if self.park(live, limit_of(getattr(handler, "timeout", None))):
             return True
         live.continue_handler = None
@@ -138,7 +137,10 @@ class Parking:
         return record.turn < 0
 
     def detach(self, live: LiveRequest) -> None:
-        """Watch no more what its handler gives away. Called by the thread that serves it, before any can close it."""
+        """Watch it no more: its handler gives it away, or it is about to be closed. By the thread that serves it.
+
+        A descriptor that is closed while it is watched, and open in a forked child, is told of for ever (epoll(7)).
+        """
         record = live.parking_record
         if record is not None and record.is_registered:
             record.is_registered = False
@@ -156,10 +158,8 @@ class Parking:
         record = live.parking_record
         if record.limit:
             self.silences.forget(record)
-        if live.continue_handler is _begin:
-            live.thread = threading.get_ident()
-            live.continue_handler = None
-            record.context.run(contain, self.server, live, handle)
+        if live.continue_handler is _first_word:
+            record.context.run(contain, self.server, live, _begin)
             return
         if has_input and type(live.request) is not socket.socket:
             # What came may be a part of a record, or none of the client's words.
@@ -333,7 +333,7 @@ class Parking:
         now = time.monotonic()
         earliest = math.inf
         for limit, queue in self.silences.queues.copy().items():
-            while (live := _first(queue)) is not None:
+            while (live := first(queue)) is not None:
                 parked_at = live.parking_record.parked_at
                 due = parked_at + limit
                 if due > now:
@@ -350,7 +350,7 @@ class Parking:
                     break
                 self.silences.forget(live.parking_record)
                 # It may have spoken in time, while all workers were busy.
-                if not _has_spoken(live.request):
+                if not has_spoken(live.request):
                     log.debug("%s said nothing for %g s", live.client_address, limit)
                     # What is to be done about that is a handler's work, and a worker does it.
                     end_input(live.request)
@@ -359,7 +359,7 @@ class Parking:
 
     def longest_parked(self) -> LiveRequest | None:
         """The one that has been parked longest."""
-        return _first(self.parked)
+        return first(self.parked)
 
     # the end; not the coordinator's, as handlers run
 
@@ -394,25 +394,12 @@ class Parking:
         self._claiming = threading.Lock()
 
 
-def _begin(_: bool) -> None:
+def _first_word(_: bool) -> None:
     """In the place of ``continue_handler`` while the client has not yet said anything, so that no handler is there."""
 
 
-def _first(connections: dict[int, LiveRequest]) -> LiveRequest | None:
-    while True:
-        try:
-            return next(iter(connections.values()), None)
-        except RuntimeError:
-            # Another thread changed it between the two calls.
-            continue
-
-
-def _has_spoken(request: Any) -> bool:
-    """Whether there is unread input, or the end of it."""
-    try:
-        if is_tls(request) and request.pending():
-            return True
-        return wait_readable(request.fileno(), 0)
-    except (OSError, ValueError):
-        # It cannot be asked: as if it had been silent.
-        return False
+def _begin(server: Any, live: LiveRequest) -> None:
+    """Its client has spoken, or will never."""
+    live.thread = threading.get_ident()
+    live.continue_handler = None
+    handle(server, live)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable
 
+from sockserve.concurrency.cpus import cpu_count
 from sockserve.concurrency.pool.balance import BUSY, TICK, Balance, Look
 from sockserve.concurrency.pool.workers import Pool, PoolThread
 from sockserve.core.loop import Loop, Timer
@@ -31,7 +30,7 @@ class Pressure:
         self._loop = loop
         self._timer: Timer | None = None
         most = pool.settings.most
-        self._balance = Balance(most, _processors())
+        self._balance = Balance(most, cpu_count())
         self._let_take(alone=most == 1)
         self._can_choose = most > 1 and pool.poller.can_hold
         if not self._can_choose:
@@ -135,9 +134,3 @@ def _is_ready(worker: PoolThread) -> bool:
     except OSError:
         # Ended, no descriptor left, or another system.
         return False
-
-
-def _processors() -> int:
-    """How many this process may use."""
-    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
-    return (os.cpu_count() or 1) if affinity is None else len(affinity(0))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import time
+from typing import Any
 
 from sockserve.concurrency.pool.record import ParkingRecord
 from sockserve.core.active_requests import LiveRequest
+from sockserve.core.poller import wait_readable
+from sockserve.net.tls import is_tls
 
-__all__ = ["LIMITS_PER_SECOND", "MOST_LIMITS", "Silences"]
+__all__ = ["LIMITS_PER_SECOND", "MOST_LIMITS", "Silences", "first", "has_spoken"]
 
 LIMITS_PER_SECOND = 16
 """A limit of silence is rounded up to a multiple of this part of a second."""
@@ -54,3 +57,24 @@ class Silences:
         """In a forked child: all of them are the parent's, and one of its threads may hold the lock."""
         self.queues.clear()
         self._changing = threading.Lock()
+
+
+def first(connections: dict[int, LiveRequest]) -> LiveRequest | None:
+    """The one that was entered first, though other threads enter and take out others."""
+    while True:
+        try:
+            return next(iter(connections.values()), None)
+        except RuntimeError:
+            # Another thread changed it between the two calls.
+            continue
+
+
+def has_spoken(request: Any) -> bool:
+    """Whether there is unread input, or the end of it."""
+    try:
+        if is_tls(request) and request.pending():
+            return True
+        return wait_readable(request.fileno(), 0)
+    except (OSError, ValueError):
+        # It cannot be asked: as if it had been silent.
+        return False
