@@ -37,7 +37,7 @@ class Pressure:
             # There is nothing to choose: no worker need say that it is.
             pool.is_pressed = True
         else:
-            pool.batch = 2
+            pool.events_at_once = 2
         self._time = self._computed = 0.0
         self._before: dict[int, tuple[int, float]] = {}
         """For each worker at the last look: requests served, seconds waited for events."""
@@ -65,7 +65,7 @@ class Pressure:
             self._pool.bench.call_all()
             # Now, and not before: from here on a worker says it again.
             self._pool.is_pressed = False
-            self._pool.batch = 2
+            self._pool.events_at_once = 2
 
     def _follow(self, able: int) -> None:
         level = self._balance.level
@@ -106,7 +106,7 @@ class Pressure:
     def _let_take(self, *, alone: bool) -> None:
         pool = self._pool
         pool.parking.holds = alone and pool.poller.can_hold
-        pool.batch = EVENTS if alone and pool.poller.can_hold else 1
+        pool.events_at_once = EVENTS if alone and pool.poller.can_hold else 1
 
     def _seat(self, able: int) -> None:
         bench, level = self._pool.bench, self._balance.level

@@ -71,7 +71,7 @@ class Pool:
         self.idle: list[None] = []
         """As many as there are workers that wait for events, or are on the bench."""
         self.bench = Bench()
-        self.batch = 1
+        self.events_at_once = 1
         """Events that one wait may return."""
         self.ready: collections.deque[tuple[tuple[int, int], float]] = collections.deque()
         """Events that a worker was told of beside the one it acts on, each with the time at which its wait began."""
@@ -314,7 +314,7 @@ class PoolThread:
                     # The last few, and a worker that waits alone, wait without limit: an idle pool does not wake.
                     # One that was there before this look goes on after it, so that neither waits for the other's end.
                     limit = 0 if has_later else -1 if is_needed or len(workers) <= fewest else idle_timeout
-                    events = poll(limit, pool.batch)
+                    events = poll(limit, pool.events_at_once)
                     self.is_waiting = False
                     self.waited += time.monotonic() - began
                     if not events:
