@@ -13,7 +13,7 @@ from support.under_test import LIMIT
 from support.waiting import stop_process, wait_until
 
 import sockserve
-from sockserve.concurrency.prefork import hang_detection as pulse
+from sockserve.concurrency.prefork import hang_detection
 from sockserve.concurrency.prefork.protocol import BEAT
 from sockserve.concurrency.prefork.worker_commands import Duties
 from sockserve.concurrency.prefork.worker_handle import WorkerHandle
@@ -46,7 +46,7 @@ def the_worker_of(server: Any) -> WorkerHandle:
 
 def test_a_worker_that_turns_again_is_not_killed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was stopped, found silent, and went on before the verdict: its client keeps its connection."""
-    monkeypatch.setattr(pulse, "STEP_TIME", 1.0)
+    monkeypatch.setattr(hang_detection, "STEP_TIME", 1.0)
     server = running(Threads(("127.0.0.1", 0), Talk))
     worker = the_worker_of(server)
     with connect(server, timeout=LIMIT) as client:
@@ -69,7 +69,7 @@ def test_a_worker_with_a_debugger_is_not_killed(running: Running, monkeypatch: p
         asked.append(pid)
         return traced[0]
 
-    monkeypatch.setattr(pulse, "_is_traced", is_traced)
+    monkeypatch.setattr(hang_detection, "_is_traced", is_traced)
     monkeypatch.setattr(Threads, "worker_timeout", 0.1)
     server = running(Threads(("127.0.0.1", 0), Talk))
     worker = the_worker_of(server)
@@ -108,7 +108,7 @@ def test_a_hung_worker_is_killed_though_no_request_can_be_ended(
     running: Running, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped alone it does not hear that it shall free its loop."""
-    monkeypatch.setattr(pulse, "STEP_TIME", 0.1)
+    monkeypatch.setattr(hang_detection, "STEP_TIME", 0.1)
     expect_log(logging.ERROR, "hangs: its loop has not turned")
     reported = expect_log(logging.WARNING, "was killed by SIGKILL")
     # Within its first second that is a failed start, too.

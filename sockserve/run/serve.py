@@ -89,6 +89,7 @@ def serve(
     ListenerLostError when a listening socket fails later, once the requests in progress have ended; CrashLoopError when
     workers end as soon as they begin, again and again.
     """
+    # First of all, so that there is nothing in it but what was given.
     given = locals()
     if not addresses:
         raise TypeError("serve() needs an address")
