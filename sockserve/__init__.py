@@ -32,6 +32,7 @@ from sockserve.errors import (
     BindError,
     CrashLoopError,
     DatagramTruncatedError,
+    DescriptorsTruncatedError,
     DropInError,
     HandshakeError,
     ListenerLostError,
@@ -67,6 +68,8 @@ if _TYPE_CHECKING:
     from sockserve.core.handlers import StreamRequestHandler as StreamRequestHandler
     from sockserve.core.lifecycle import Drained as Drained
     from sockserve.core.loop import Loop as Loop
+    from sockserve.core.packets import PacketRequestHandler as PacketRequestHandler
+    from sockserve.core.packets import UnixSeqpacketServer as UnixSeqpacketServer
     from sockserve.core.server import TCPServer as TCPServer
     from sockserve.core.server import UDPServer as UDPServer
     from sockserve.core.server import UnixDatagramServer as UnixDatagramServer
@@ -75,6 +78,7 @@ if _TYPE_CHECKING:
     from sockserve.greenlets import GreenletTCPServer as GreenletTCPServer
     from sockserve.greenlets import GreenletUDPServer as GreenletUDPServer
     from sockserve.greenlets import GreenletUnixDatagramServer as GreenletUnixDatagramServer
+    from sockserve.greenlets import GreenletUnixSeqpacketServer as GreenletUnixSeqpacketServer
     from sockserve.greenlets import GreenletUnixStreamServer as GreenletUnixStreamServer
     from sockserve.http.keep_alive import HTTPKeepAliveMixIn as HTTPKeepAliveMixIn
     from sockserve.net.proxy_header import ProxyHeader as ProxyHeader
@@ -83,14 +87,17 @@ if _TYPE_CHECKING:
     from sockserve.ready_made.forks import ForkingTCPServer as ForkingTCPServer
     from sockserve.ready_made.forks import ForkingUDPServer as ForkingUDPServer
     from sockserve.ready_made.forks import ForkingUnixDatagramServer as ForkingUnixDatagramServer
+    from sockserve.ready_made.forks import ForkingUnixSeqpacketServer as ForkingUnixSeqpacketServer
     from sockserve.ready_made.forks import ForkingUnixStreamServer as ForkingUnixStreamServer
     from sockserve.ready_made.pool import ThreadPoolTCPServer as ThreadPoolTCPServer
     from sockserve.ready_made.pool import ThreadPoolUDPServer as ThreadPoolUDPServer
     from sockserve.ready_made.pool import ThreadPoolUnixDatagramServer as ThreadPoolUnixDatagramServer
+    from sockserve.ready_made.pool import ThreadPoolUnixSeqpacketServer as ThreadPoolUnixSeqpacketServer
     from sockserve.ready_made.pool import ThreadPoolUnixStreamServer as ThreadPoolUnixStreamServer
     from sockserve.ready_made.threads import ThreadingTCPServer as ThreadingTCPServer
     from sockserve.ready_made.threads import ThreadingUDPServer as ThreadingUDPServer
     from sockserve.ready_made.threads import ThreadingUnixDatagramServer as ThreadingUnixDatagramServer
+    from sockserve.ready_made.threads import ThreadingUnixSeqpacketServer as ThreadingUnixSeqpacketServer
     from sockserve.ready_made.threads import ThreadingUnixStreamServer as ThreadingUnixStreamServer
     from sockserve.run.serve import serve as serve
 
@@ -139,6 +146,7 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     "BindError",
     "CrashLoopError",
     "DatagramTruncatedError",
+    "DescriptorsTruncatedError",
     "DropInError",
     "HandshakeError",
     "ListenerLostError",
@@ -155,16 +163,20 @@ if hasattr(os, "fork"):
 
 if hasattr(socket, "AF_UNIX"):
     __all__ += [
+        "PacketRequestHandler",
         "ThreadPoolUnixDatagramServer",
+        "ThreadPoolUnixSeqpacketServer",
         "ThreadPoolUnixStreamServer",
         "ThreadingUnixDatagramServer",
+        "ThreadingUnixSeqpacketServer",
         "ThreadingUnixStreamServer",
         "UnixDatagramServer",
+        "UnixSeqpacketServer",
         "UnixStreamServer",
     ]
 
     if hasattr(os, "fork"):
-        __all__ += ["ForkingUnixDatagramServer", "ForkingUnixStreamServer"]
+        __all__ += ["ForkingUnixDatagramServer", "ForkingUnixSeqpacketServer", "ForkingUnixStreamServer"]
 
 _NAMES = {
     "sockserve.concurrency.dispatch": "Dispatcher DispatchingMixIn",
@@ -180,19 +192,25 @@ _NAMES = {
     "sockserve.http.keep_alive": "HTTPKeepAliveMixIn",
     "sockserve.core.lifecycle": "Drained",
     "sockserve.core.loop": "Loop",
+    "sockserve.core.packets": "PacketRequestHandler UnixSeqpacketServer",
     "sockserve.core.server": "TCPServer UDPServer UnixDatagramServer UnixStreamServer",
     "sockserve.greenlets": (
-        "GreenletMixIn GreenletTCPServer GreenletUDPServer GreenletUnixDatagramServer GreenletUnixStreamServer"
+        "GreenletMixIn GreenletTCPServer GreenletUDPServer GreenletUnixDatagramServer "
+        "GreenletUnixSeqpacketServer GreenletUnixStreamServer"
+    ),
+    "sockserve.ready_made.forks": (
+        "ForkingTCPServer ForkingUDPServer ForkingUnixDatagramServer ForkingUnixSeqpacketServer ForkingUnixStreamServer"
     ),
     "sockserve.net.proxy_header": "ProxyHeader",
     "sockserve.net.proxy_tlvs": "ProxyTLS",
     "sockserve.net.tls_settings": "TLS",
-    "sockserve.ready_made.forks": "ForkingTCPServer ForkingUDPServer ForkingUnixDatagramServer ForkingUnixStreamServer",
     "sockserve.ready_made.pool": (
-        "ThreadPoolTCPServer ThreadPoolUDPServer ThreadPoolUnixDatagramServer ThreadPoolUnixStreamServer"
+        "ThreadPoolTCPServer ThreadPoolUDPServer ThreadPoolUnixDatagramServer "
+        "ThreadPoolUnixSeqpacketServer ThreadPoolUnixStreamServer"
     ),
     "sockserve.ready_made.threads": (
-        "ThreadingTCPServer ThreadingUDPServer ThreadingUnixDatagramServer ThreadingUnixStreamServer"
+        "ThreadingTCPServer ThreadingUDPServer ThreadingUnixDatagramServer "
+        "ThreadingUnixSeqpacketServer ThreadingUnixStreamServer"
     ),
     "sockserve.run.serve": "serve",
 }

@@ -16,6 +16,7 @@ __all__ = [
     "BindError",
     "CrashLoopError",
     "DatagramTruncatedError",
+    "DescriptorsTruncatedError",
     "DropInError",
     "HandshakeError",
     "ListenerLostError",
@@ -92,6 +93,16 @@ class DatagramTruncatedError(PeerError, OSError):
 
     def __init__(self, limit: int, sender: object) -> None:
         super().__init__(errno.EMSGSIZE, f"a datagram from {sender!r} is longer than max_packet_size, {limit} bytes")
+
+
+class DescriptorsTruncatedError(PeerError, OSError):
+    """A packet had more descriptors than were asked for, or than this process has room for (recvmsg(2), MSG_CTRUNC).
+
+    All of them are closed, and the packet is lost: what is missing cannot be told from what was never sent.
+    """
+
+    def __init__(self, fds: int) -> None:
+        super().__init__(errno.EMSGSIZE, f"a packet had more descriptors than could be received; asked for: {fds}")
 
 
 # the system's

@@ -52,9 +52,10 @@ CLASSES: dict[tuple[str, str], type[TCPServer[Any, Any]]] = {
 """The ready-made classes by model and an address's scheme."""
 
 if hasattr(socket, "AF_UNIX"):
+    from sockserve.core.packets import UnixSeqpacketServer
     from sockserve.core.server import UnixDatagramServer, UnixStreamServer
 
-    __all__ += ["GreenletUnixDatagramServer", "GreenletUnixStreamServer"]
+    __all__ += ["GreenletUnixDatagramServer", "GreenletUnixSeqpacketServer", "GreenletUnixStreamServer"]
 
     class GreenletUnixStreamServer(GreenletMixIn, UnixStreamServer):
         """A UnixStreamServer that serves each connection in a greenlet."""
@@ -62,8 +63,12 @@ if hasattr(socket, "AF_UNIX"):
     class GreenletUnixDatagramServer(GreenletMixIn, UnixDatagramServer):
         """A UnixDatagramServer that serves each datagram in a greenlet; the socket it answers on is not cooperative."""
 
+    class GreenletUnixSeqpacketServer(GreenletMixIn, UnixSeqpacketServer):
+        """A UnixSeqpacketServer that serves each connection in a greenlet."""
+
     CLASSES["greenlet", "unix"] = GreenletUnixStreamServer
     CLASSES["greenlet", "unix-dgram"] = GreenletUnixDatagramServer
+    CLASSES["greenlet", "unix-seqpacket"] = GreenletUnixSeqpacketServer
 
 
 class Task:

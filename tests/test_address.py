@@ -35,6 +35,7 @@ MEANINGS = {
     "unix:@app": Address("unix", UNIX, STREAM, "\0app"),
     "unix-dgram:/dev/log": Address("unix-dgram", UNIX, DGRAM, "/dev/log"),
     "unix-dgram:@log": Address("unix-dgram", UNIX, DGRAM, "\0log"),
+    "unix-seqpacket:/run/app": Address("unix-seqpacket", UNIX, socket.SOCK_SEQPACKET, "/run/app"),
     "unix:/" + "x" * (LONGEST - 1): Address("unix", UNIX, STREAM, "/" + "x" * (LONGEST - 1)),
     "unix:@" + "x" * LONGEST: Address("unix", UNIX, STREAM, "\0" + "x" * LONGEST),
     "fd:0": Address("fd", ANY, None, 0),
@@ -111,7 +112,8 @@ def test_a_refusal_shows_the_text_the_reason_and_what_is_accepted(text: str) -> 
 def test_every_example_of_the_help_text_is_accepted() -> None:
     """The forms that a refusal lists are addresses themselves, at least one of each scheme."""
     examples = [line.split()[0] for line in ACCEPTED_FORMS.splitlines()]
-    assert {parse_address(example).scheme for example in examples} == {"tcp", "udp", "unix", "unix-dgram", "fd"}
+    schemes = {"tcp", "udp", "unix", "unix-dgram", "unix-seqpacket", "fd"}
+    assert {parse_address(example).scheme for example in examples} == schemes
     assert [str(parse_address(example)) for example in examples] == examples
 
 

@@ -65,8 +65,8 @@ def test_an_inherited_socket_is_served(kind: str, listens: bool, tmp_path: pathl
 
 def test_an_inherited_descriptor_that_cannot_be_served_stays_open() -> None:
     """A kind of socket that nothing serves is refused by name, and still its owner's."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as odd:
-        with pytest.raises(sockserve.AddressError, match=f"fd:{odd.fileno()}: nothing serves.*SEQPACKET"):
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as odd:
+        with pytest.raises(sockserve.AddressError, match=f"fd:{odd.fileno()}: nothing serves.*NETLINK"):
             sockserve.serve(Echo, f"fd:{odd.fileno()}")
         assert is_open(odd.fileno())
 

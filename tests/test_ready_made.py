@@ -11,9 +11,15 @@ from support.models import BESIDE_THE_LOOP, MIX_INS, mix_ins
 import sockserve
 from sockserve.ready_made import MODELS, server_class
 
-KINDS = ["TCPServer", "UDPServer", "UnixStreamServer", "UnixDatagramServer"]
+KINDS = ["TCPServer", "UDPServer", "UnixStreamServer", "UnixDatagramServer", "UnixSeqpacketServer"]
 PREFIXES = {model: mix_in.removesuffix("MixIn") for model, mix_in in MIX_INS.items()}
-NAMES = {"tcp": "TCPServer", "udp": "UDPServer", "unix": "UnixStreamServer", "unix-dgram": "UnixDatagramServer"}
+NAMES = {
+    "tcp": "TCPServer",
+    "udp": "UDPServer",
+    "unix": "UnixStreamServer",
+    "unix-dgram": "UnixDatagramServer",
+    "unix-seqpacket": "UnixSeqpacketServer",
+}
 
 
 @pytest.mark.parametrize(("model", "kind"), list(itertools.product(BESIDE_THE_LOOP, KINDS)))

@@ -32,6 +32,8 @@ from sockserve.seconds import socket_limit_of
 __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "KeepStreamOpen", "StreamRequestHandler"]
 
 
+_CONNECTED = (socket.SOCK_STREAM, getattr(socket, "SOCK_SEQPACKET", socket.SOCK_STREAM))
+
 _DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 
 ServerT = TypeVar("ServerT", bound=BaseServer[Any, Any], default=BaseServer[Any, Any])
@@ -68,9 +70,9 @@ class KeepOpen:
         """
         # For the first time; the socket's type is an enum that would be looked up for each message.
         if self._serving_keeps_open is None and (
-            not isinstance(self.request, socket.socket) or self.request.type != socket.SOCK_STREAM
+            not isinstance(self.request, socket.socket) or self.request.type not in _CONNECTED
         ):
-            raise TypeError(f"{type(self).__name__}.keep_open(): only a stream connection can be kept open")
+            raise TypeError(f"{type(self).__name__}.keep_open(): only a connection can be kept open")
         self._serving_keeps_open = True
 
     def _serving_converse(self, has_input: bool, /) -> None:

@@ -42,7 +42,7 @@ class Address(NamedTuple):
     """AF_UNSPEC where the text does not say it: for a host name, every interface, an inherited descriptor."""
 
     type: socket.SocketKind | None
-    """SOCK_STREAM or SOCK_DGRAM; None for an inherited descriptor, whose type only the kernel knows."""
+    """SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET; None for an inherited descriptor, whose type only the kernel knows."""
 
     sockaddr: tuple[str, int] | str | int
     """What bind() takes: host and port, or a path, or an abstract name that begins with NUL; or the descriptor."""
@@ -89,7 +89,7 @@ def format_address(sock: socket.socket) -> str:
         path = os.fsdecode(name)
         # "./": without it a relative path that begins with @ would be read as an abstract name.
         path = f"./{path}" if path.startswith("@") else path
-        return str(Address("unix-dgram" if is_datagram else "unix", sock.family, sock.type, path))
+        return str(Address(_UNIX_SCHEMES.get(sock.type, "unix"), sock.family, sock.type, path))
     return str(name)
 
 
@@ -198,10 +198,17 @@ _SCHEMES = {
     "unix-dgram": _Scheme(
         socket.SOCK_DGRAM, _read_path, {"unix-dgram:/run/app.sock": "a Unix datagram socket, in the same forms"}
     ),
+    "unix-seqpacket": _Scheme(
+        getattr(socket, "SOCK_SEQPACKET", None),
+        _read_path,
+        {"unix-seqpacket:/run/app.sock": "a Unix socket that keeps packets apart, in the same forms"},
+    ),
     "fd": _Scheme(None, _read_fd, {"fd:3": "a socket that this process inherited, by its descriptor"}),
 }
 
+_UNIX_SCHEMES = {scheme.type: name for name, scheme in _SCHEMES.items() if name.startswith("unix")}
+
 ACCEPTED_FORMS = "\n".join(
-    f"  {example:26}{meaning}" for scheme in _SCHEMES.values() for example, meaning in scheme.examples.items()
+    f"  {example:31}{meaning}" for scheme in _SCHEMES.values() for example, meaning in scheme.examples.items()
 )
 """What ``parse_address`` accepts, one example a line, for help texts."""

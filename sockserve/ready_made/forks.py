@@ -30,9 +30,10 @@ CLASSES: dict[tuple[str, str], type[TCPServer[Any, Any]]] = {
 """The classes by model and an address's scheme."""
 
 if hasattr(socket, "AF_UNIX"):
+    from sockserve.core.packets import UnixSeqpacketServer
     from sockserve.core.server import UnixDatagramServer, UnixStreamServer
 
-    __all__ += ["ForkingUnixDatagramServer", "ForkingUnixStreamServer"]
+    __all__ += ["ForkingUnixDatagramServer", "ForkingUnixSeqpacketServer", "ForkingUnixStreamServer"]
 
     class ForkingUnixStreamServer(ForkingMixIn, UnixStreamServer):
         """A UnixStreamServer that serves each connection in a child process."""
@@ -44,5 +45,11 @@ if hasattr(socket, "AF_UNIX"):
 
         __module__ = "sockserve"
 
+    class ForkingUnixSeqpacketServer(ForkingMixIn, UnixSeqpacketServer):
+        """A UnixSeqpacketServer that serves each connection in a child process."""
+
+        __module__ = "sockserve"
+
     CLASSES["fork", "unix"] = ForkingUnixStreamServer
     CLASSES["fork", "unix-dgram"] = ForkingUnixDatagramServer
+    CLASSES["fork", "unix-seqpacket"] = ForkingUnixSeqpacketServer

@@ -16,7 +16,9 @@ CLASSES: dict[tuple[str, str], type[TCPServer[Any, Any]]] = {
 """The classes by model and an address's scheme."""
 
 if hasattr(socket, "AF_UNIX"):
+    from sockserve.core.packets import UnixSeqpacketServer
     from sockserve.core.server import UnixDatagramServer, UnixStreamServer
 
     CLASSES["inline", "unix"] = UnixStreamServer
     CLASSES["inline", "unix-dgram"] = UnixDatagramServer
+    CLASSES["inline", "unix-seqpacket"] = UnixSeqpacketServer

@@ -30,9 +30,10 @@ CLASSES: dict[tuple[str, str], type[TCPServer[Any, Any]]] = {
 """The classes by model and an address's scheme."""
 
 if hasattr(socket, "AF_UNIX"):
+    from sockserve.core.packets import UnixSeqpacketServer
     from sockserve.core.server import UnixDatagramServer, UnixStreamServer
 
-    __all__ += ["ThreadPoolUnixDatagramServer", "ThreadPoolUnixStreamServer"]
+    __all__ += ["ThreadPoolUnixDatagramServer", "ThreadPoolUnixSeqpacketServer", "ThreadPoolUnixStreamServer"]
 
     class ThreadPoolUnixStreamServer(ThreadPoolMixIn, UnixStreamServer):
         """A UnixStreamServer that serves its connections in a pool of threads."""
@@ -44,5 +45,11 @@ if hasattr(socket, "AF_UNIX"):
 
         __module__ = "sockserve"
 
+    class ThreadPoolUnixSeqpacketServer(ThreadPoolMixIn, UnixSeqpacketServer):
+        """A UnixSeqpacketServer that serves each connection in the threads of a pool."""
+
+        __module__ = "sockserve"
+
     CLASSES["pool", "unix"] = ThreadPoolUnixStreamServer
     CLASSES["pool", "unix-dgram"] = ThreadPoolUnixDatagramServer
+    CLASSES["pool", "unix-seqpacket"] = ThreadPoolUnixSeqpacketServer

@@ -30,9 +30,10 @@ CLASSES: dict[tuple[str, str], type[TCPServer[Any, Any]]] = {
 """The classes by model and an address's scheme."""
 
 if hasattr(socket, "AF_UNIX"):
+    from sockserve.core.packets import UnixSeqpacketServer
     from sockserve.core.server import UnixDatagramServer, UnixStreamServer
 
-    __all__ += ["ThreadingUnixDatagramServer", "ThreadingUnixStreamServer"]
+    __all__ += ["ThreadingUnixDatagramServer", "ThreadingUnixSeqpacketServer", "ThreadingUnixStreamServer"]
 
     class ThreadingUnixStreamServer(ThreadingMixIn, UnixStreamServer):
         """A UnixStreamServer that serves each connection in a new thread."""
@@ -44,5 +45,11 @@ if hasattr(socket, "AF_UNIX"):
 
         __module__ = "sockserve"
 
+    class ThreadingUnixSeqpacketServer(ThreadingMixIn, UnixSeqpacketServer):
+        """A UnixSeqpacketServer that serves each connection in a new thread."""
+
+        __module__ = "sockserve"
+
     CLASSES["thread", "unix"] = ThreadingUnixStreamServer
     CLASSES["thread", "unix-dgram"] = ThreadingUnixDatagramServer
+    CLASSES["thread", "unix-seqpacket"] = ThreadingUnixSeqpacketServer

@@ -22,9 +22,20 @@ __all__ = ["AnyServer", "open_servers", "roots_of"]
 
 AnyServer: TypeAlias = TCPServer[Any, Any]
 
-_SERVES = {"StreamRequestHandler": socket.SOCK_STREAM, "DatagramRequestHandler": socket.SOCK_DGRAM}
+# Not every platform has it.
+_SEQPACKET: Any = getattr(socket, "SOCK_SEQPACKET", None)
 
-_WORDS: dict[int | None, str] = {socket.SOCK_STREAM: "connections", socket.SOCK_DGRAM: "datagrams"}
+_SERVES = {
+    "StreamRequestHandler": socket.SOCK_STREAM,
+    "DatagramRequestHandler": socket.SOCK_DGRAM,
+    "PacketRequestHandler": _SEQPACKET,
+}
+
+_WORDS: dict[int | None, str] = {
+    _SEQPACKET: "connections with packets",
+    socket.SOCK_STREAM: "connections",
+    socket.SOCK_DGRAM: "datagrams",
+}
 
 # What an inherited descriptor may be; a platform without AF_UNIX has no socket of that family either.
 _SCHEMES = {
@@ -36,6 +47,7 @@ _SCHEMES = {
         ("AF_INET", socket.SOCK_DGRAM, "udp"),
         ("AF_INET6", socket.SOCK_DGRAM, "udp"),
         ("AF_UNIX", socket.SOCK_DGRAM, "unix-dgram"),
+        ("AF_UNIX", _SEQPACKET, "unix-seqpacket"),
     )
 }
 
