@@ -1,4 +1,4 @@
-"""sockserve in the place of the standard library's ``socketserver``, for programs that are not to be changed.
+"""Puts sockserve in the place of the standard library's ``socketserver``, for programs that cannot be changed.
 
 In a program, before anything subclasses ``socketserver``'s classes::
 
@@ -38,14 +38,14 @@ _STARTUP_DIRECTORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "d
 
 
 def install() -> None:
-    """From here on, every module that says ``socketserver.TCPServer``, or any other public name, gets sockserve's.
+    """From here on, every module that uses ``socketserver.TCPServer``, or any other public name, gets sockserve's.
 
     The attributes of the module are replaced, not the module: code that imported it earlier sees the new ones, and what
     a test patches through it (``socketserver.threading.Thread``) is still what runs. A second call does nothing.
 
     Raises DropInError if a module already holds or subclasses one of the old classes (``http.server`` and
-    ``logging.config`` do, for example), or if ``socketserver`` has a public name that sockserve lacks. Then nothing has
-    been replaced.
+    ``logging.config`` do, for example), or if ``socketserver`` has a public name that sockserve lacks. Nothing is
+    replaced then. Call it while no other thread imports modules.
     """
     module = _stdlib_module()
     replacements = _replacements(module)
@@ -63,13 +63,13 @@ def install() -> None:
 
 
 def is_installed() -> bool:
-    """True if ``socketserver``'s names are sockserve's at this moment, however they came there."""
+    """Whether ``socketserver``'s names are sockserve's at this moment, by ``install()`` or in another way."""
     namespace = vars(_stdlib_module())
     return all(namespace.get(name) is replacement for name, replacement in _replacements(_stdlib_module()).items())
 
 
 def _stdlib_module() -> ModuleType:
-    # Asked anew each time: a program may reload it, or import it afresh.
+    # Looked up each time: a program may have replaced the module in sys.modules.
     return importlib.import_module("socketserver")
 
 
@@ -79,13 +79,13 @@ def _replacements(module: ModuleType) -> dict[str, object]:
 
 
 def _users(module: ModuleType) -> list[str]:
-    """Names of the modules that a replacement would miss, because they have the old classes themselves."""
+    """Return the names of the modules that keep an old class, which a replacement would not reach."""
     old_classes = [value for value in vars(module).values() if isinstance(value, type) and _is_from(module, value)]
     users = {cls.__module__ for old in old_classes for cls in _subclasses(old) if not _is_from(module, cls)}
     identities = {id(cls) for cls in old_classes}
     for name, other in list(sys.modules.items()):
         try:
-            # Not vars(other): that would load a module which is to be loaded on first use.
+            # Not vars(other): of a lazy module (importlib.util.LazyLoader) that would run the import.
             namespace = object.__getattribute__(other, "__dict__")
         except AttributeError:
             continue
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 def _main() -> NoReturn:
     """Replace this process by a Python that installs the drop-in while it starts, then runs the program.
 
-    A fresh interpreter, because then all that a program can see of how it was started is as without us.
+    A new interpreter: ``sys.argv``, ``sys.path``, ``__main__`` and all else that a program sees are as without us.
     """
     parser = _parser()
     own = list(itertools.takewhile(lambda argument: argument.startswith("--") or argument == "-h", sys.argv[1:]))
@@ -149,7 +149,7 @@ def _main() -> NoReturn:
     if sys.flags.ignore_environment or sys.flags.no_site:
         parser.error("does not work under python -E, -I or -S: sitecustomize, found by PYTHONPATH, does the work")
 
-    # What the user gave to Python itself, such as -X dev: all that precedes our own -m, -um, -msockserve.dropin...
+    # The options for Python itself, such as -X dev: all that precedes our own -m, -um, -msockserve.dropin...
     interpreter_options = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv[1:])]
     if not interpreter_options[-1].startswith("-"):
         interpreter_options.pop()
@@ -163,7 +163,7 @@ def _main() -> NoReturn:
         "SOCKSERVE_DROPIN": "children" if options.children else "program",
     }
     if "runserver" in program and "--noreload" not in program and not options.children:
-        # Django: the process that is started here only watches files.
+        # Django: this process only watches files, and serves in a child.
         sys.stderr.write(
             "sockserve.dropin: the child that reloads runs without the drop-in; with --children it has it\n"
         )

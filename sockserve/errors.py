@@ -1,9 +1,9 @@
 """What can go wrong, and whose doing it is.
 
-Three branches under one root. *Ours*: the program used sockserve in a way that cannot work. *The peer's*: the
-other end of a socket left, stalled or lied; a server goes on. *The system's*: the kernel refused something.
-Each class is also the built-in exception that ``socketserver`` would have let through at that place, so that an
-``except OSError`` or ``except ValueError`` written for the standard library still catches it.
+Three branches under one root. *Ours*: the program used sockserve in a way that cannot work. *The peer's*: the other end
+of a socket left, stalled or lied; the server goes on. *The system's*: the kernel refused something.
+Each class is also the built-in exception that ``socketserver`` raises at that place, so that an ``except OSError`` or
+``except ValueError`` written for the standard library still catches it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SockserveError(Exception):
 
 
 class AddressError(SockserveError, ValueError):
-    """A text is not an address; the message says what would be."""
+    """A text is not an address; the message shows valid ones."""
 
 
 class AlreadyServingError(SockserveError, RuntimeError):

@@ -1,7 +1,7 @@
-"""The package's logger: it stays heard when the program configures logging, and no line of it is written by a peer.
+"""The package's logger: a program that configures logging does not silence it, and no peer can write a line in it.
 
 Rule 1. A configuration that disables "all other loggers" does not disable this one: ``socketserver`` printed its
-reports, and a program that never heard of our logger must not lose them.
+reports, and a program that does not know of our logger must not lose them.
 Rule 2. Text in a record may be a peer's: the name of a Unix socket, a line in an exception. It adds no line to the log
 and sends nothing to a terminal but characters that can be printed.
 """
@@ -21,7 +21,7 @@ NAME = "sockserve"
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Give ``text`` with every character that is not printable as a backslash escape, but for those in ``keep``.
+    """Return ``text`` with a backslash escape for each character that is not printable, except those in ``keep``.
 
     Control characters, line separators, bidirectional marks and lone surrogates are not (``str.isprintable()``).
     """
@@ -34,18 +34,18 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Give "1 request" or "2 requests"."""
+    """Return "1 request" or "2 requests"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class Lines(str):
-    """Text of several lines that this package made itself; a record shows it as it is."""
+    """Text of several lines that this package made: a record shows it as it is. Never pass text of a peer."""
 
     __slots__ = ()
 
 
 class Seldom:
-    """Decides when an event that a peer can cause at will is worth a line: at once, then once a minute with a count."""
+    """Limits the lines about what a peer can cause at will: the first at once, then one a minute with a count."""
 
     INTERVAL = 60.0
     """Seconds between two lines: a flood costs 1440 lines a day, and its end is noticed within a minute."""
@@ -55,9 +55,9 @@ class Seldom:
         self._unsaid = 0
 
     def count(self) -> int:
-        """Count one event. 0: say nothing; else the number of events since the last line, this one included.
+        """Count one event. Returns 0: log nothing; else the number of events since the last line, this one included.
 
-        From any thread: two that call it in the same moment may miscount by one.
+        In any thread: two that call it at the same moment may miscount by one.
         """
         self._unsaid += 1
         now = time.monotonic()
@@ -69,11 +69,11 @@ class Seldom:
 
 
 class _Guarded(logging.Logger):
-    """What the package's logger does beside what every logger does."""
+    """Adds the two rules to whatever logger class the program has."""
 
     @property
     def disabled(self) -> bool:
-        """Whether the program has disabled it, and not a configuration in passing."""
+        """Whether the program disabled this logger by name (rule 1)."""
         return self.__dict__.get("disabled", False) and not _bystander.disabled
 
     @disabled.setter
@@ -81,7 +81,7 @@ class _Guarded(logging.Logger):
         self.__dict__["disabled"] = value
 
     def makeRecord(self, *args: Any, **kwargs: Any) -> logging.LogRecord:  # noqa: N802 - logging's name
-        """Make a record whose text has no line and no escape of a peer's."""
+        """Make a record whose text has no line break and no terminal escape of a peer's (rule 2)."""
         record = super().makeRecord(*args, **kwargs)
         if isinstance(record.args, tuple):
             record.args = tuple(map(_shown, record.args))
@@ -91,20 +91,20 @@ class _Guarded(logging.Logger):
 
 
 def _shown(value: object) -> object:
-    """The value itself, or its text where that is not printable as it is."""
+    """Return the value, or its escaped text if its text is not printable."""
     if isinstance(value, (int, float, Lines)):
         return value
     try:
         text = str(value)
     except Exception:
-        # The handler reports what str() raises, as for any record.
+        # The logging handler reports what str() raises, as for any record.
         return value
     shown = printable(text)
     return value if shown is text else shown
 
 
 def _traceback_text(error: BaseException) -> str | None:
-    """The traceback, if some text in it is not printable or has several lines; None: show it as usual."""
+    """Return the traceback, escaped, if a text in it is not printable or has several lines; None: show it as usual."""
     texts = {text for each in _related(error) for text in _texts_of(each)}
     if all(text.isprintable() for text in texts):
         return None
@@ -116,7 +116,7 @@ def _traceback_text(error: BaseException) -> str | None:
 
 
 def _related(error: BaseException) -> Iterator[BaseException]:
-    """The exception and all that its traceback shows."""
+    """Return the exception, and all others that its traceback shows."""
     seen: dict[int, BaseException] = {}
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -129,7 +129,7 @@ def _related(error: BaseException) -> Iterator[BaseException]:
 
 def _texts_of(error: BaseException) -> Iterator[str]:
     for each in (error, *getattr(error, "__notes__", ())):
-        # Where str() raises, traceback says so in its own words.
+        # If str() raises, traceback.format_exception() puts a text of its own there.
         with contextlib.suppress(Exception):
             yield str(each)
 
@@ -141,7 +141,7 @@ _bystander = logging.getLogger(f"{NAME}.bystander")
 def _guarded() -> logging.Logger:
     logger = logging.getLogger(NAME)
     if not hasattr(type(logger), "_guards"):
-        # Not by setLoggerClass(), which is the program's: its class stays the base, also of a logger made before.
+        # Not by setLoggerClass(), which is for the program: its class stays the base, also if the logger exists.
         logger.__class__ = type("SockserveLogger", (_Guarded, type(logger)), {"_guards": True})
     return logger
 

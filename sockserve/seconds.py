@@ -1,4 +1,4 @@
-"""Times in seconds as a program gives them, and as the waits of the system take them.
+"""Times in seconds: what a program may give, and what the system's waits can take.
 
 Rule 1. A time means what it says: a negative one is over already, an infinite one never ends, and so does one that is
 longer than the system can count. NaN is a mistake: ValueError, before anything has happened.
@@ -30,7 +30,7 @@ def socket_limit_of(seconds: float | None) -> float | None:
 
 
 ATTRIBUTES = ("timeout", "drain_timeout", "handshake_timeout", "idle_timeout", "slow_handler_warning", "worker_timeout")
-"""What a server has of times, in its class or its instance."""
+"""The times of a server, attributes of its class or instance."""
 
 
 def check_times(server: Any) -> None:

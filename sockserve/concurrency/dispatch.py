@@ -1,6 +1,6 @@
-"""What runs the handler: the strategy, and the mix-in that puts one into a server.
+"""The dispatcher, which decides where a handler runs, and the mix-in that gives one to a server.
 
-Rule 1. A dispatcher knows neither socket nor server; it runs what it is given.
+Rule 1. A dispatcher knows neither socket nor server; it runs the functions that it is given.
 Rule 2. A mix-in uses nothing of a server but ``socketserver``'s hooks, so it works on any server class.
 """
 
@@ -36,9 +36,9 @@ class Dispatcher(Protocol):
     """
 
     def dispatch(self, serve: Callable[[], str], release: Callable[[], None]) -> object:
-        """Run ``serve()`` somewhere, which says what became of the request; return the worker.
+        """Have ``serve()`` called, which returns what became of the request; return the worker that calls it.
 
-        If the worker got its own copy of the request, call ``release()`` here. Raises if there is no worker to be had;
+        If the worker gets its own copy of the request, call ``release()`` here. Raises if there can be no worker now;
         then neither was called.
         """
         ...
@@ -52,19 +52,19 @@ class Dispatcher(Protocol):
         return False
 
     def close(self, timeout: float | None) -> bool:
-        """Wait at most ``timeout`` seconds (None: without limit) for the workers; say whether all are done."""
+        """Wait at most ``timeout`` seconds (None: without limit) for the workers; return whether all are done."""
         ...
 
     def attach(self, loop: Loop) -> None:
-        """A loop begins to serve: wake it when ``reap()`` has something to do."""
+        """Wake this loop, which begins to serve, when ``reap()`` has something to do."""
         return
 
     def detach(self) -> None:
-        """The loop ends."""
+        """Forget the loop, which ends."""
         return
 
     def must_poll(self) -> float | None:
-        """After how many seconds ``reap()`` must be called because nothing will wake the loop; None, as here: never."""
+        """Return after how many seconds ``reap()`` is due though nothing wakes the loop; None, as here: never."""
         return None
 
 
@@ -82,7 +82,7 @@ class WaitingForWorkersMixIn(Served):
         refuse_wrong_order(cls)
 
     def _serving_close_workers(self, timeout: float | None) -> bool:
-        """Wait for them at most ``timeout`` seconds; say whether all are done."""
+        """Wait for the workers at most ``timeout`` seconds; return whether all are done."""
         raise NotImplementedError
 
     def server_close(self) -> None:
@@ -107,7 +107,7 @@ class WaitingForWorkersMixIn(Served):
         lifecycle = self._serving_state.lifecycle
         lifecycle.draining = True
         if lifecycle.acceptor is not None:
-            # Without a shutdown() before, new requests would come in while we wait for the old ones.
+            # If there was no shutdown() before, new requests would come in while we wait for the old ones.
             lifecycle.acceptor.listener_closes()
         try:
             if not self._serving_close_workers(limit_of(self.drain_timeout, "drain_timeout")):
@@ -125,7 +125,7 @@ class WaitingForWorkersMixIn(Served):
 
 
 class DispatchingMixIn(WaitingForWorkersMixIn):
-    """Gives each request to a dispatcher. The concrete mix-ins say which."""
+    """Gives each request to a dispatcher, which the concrete mix-ins make."""
 
     __module__ = "sockserve"
 
@@ -157,7 +157,7 @@ class DispatchingMixIn(WaitingForWorkersMixIn):
             self._serving_dispatch(live)
         except BaseException:
             if live.claim("loop"):
-                # Our own servers strike it out; a standard library's does not know of it.
+                # Our own servers take it from the table; a standard library's server does not know of it.
                 table_of(self).discard(live)
             else:
                 live.owner = "worker"
@@ -170,15 +170,15 @@ class DispatchingMixIn(WaitingForWorkersMixIn):
 
     def _serving_dispatch(self, live: LiveRequest) -> None:
         release = functools.partial(self._serving_release, live)
-        # Not a partial, which would part Python's calls.
+        # Not a partial: a call through C takes more of the thread's stack than one from Python to Python.
         self._serving_dispatcher.dispatch(lambda: self._serving_work(live), release)
 
     def _serving_release(self, live: LiveRequest) -> None:
-        """Close this process's copy of a request that a child has."""
+        """Close this process's copy of a request that a child process serves."""
         try:
             self.close_request(live.request)
         except Exception:
-            # The request itself goes on, and its end is not this.
+            # The request goes on in the child: this error is not its end.
             log.exception("%s: cannot close the parent's copy of %s", self, live.client_address)
             if isinstance(live.request, socket.socket):
                 live.request.close()
@@ -189,19 +189,19 @@ class DispatchingMixIn(WaitingForWorkersMixIn):
 
     @takes_record(_serving_serve)
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve a request from PREPARE to SHUTDOWN, errors included; in whichever thread calls it.
+        """Serve a request from PREPARE to SHUTDOWN, errors included, in the thread that calls this.
 
-        Self-contained: a server may submit it to an executor of its own.
+        It raises no Exception: a server may submit it to an executor of its own.
         """
         self._serving_serve(begin(self, request, client_address))
 
     def _serving_work(self, live: LiveRequest) -> str:
         try:
-            # A signal handler's exception may have torn the loop from its wait for the worker's beginning.
+            # The loop may have claimed it: a signal handler's exception ended its wait for the thread's beginning.
             if live.claim("worker"):
                 call(self.process_request_thread, self, live)
         except BaseException as error:
-            # Before or in an override: nothing else closes the request then.
+            # Raised before process_request_thread(), or in an override of it: nothing else closes the request then.
             if live.state != "dispatch" or not (live.owner == "worker" or live.claim("worker")):
                 raise
             live.thread = threading.get_ident()

@@ -23,7 +23,11 @@ _numbers = itertools.count(1)
 
 
 class WorkerThreads:
-    """The threads that ``server_close()`` waits for; to add or forget one costs the same however many there are."""
+    """The threads that ``server_close()`` waits for. To add or forget one takes the same time however many there are.
+
+    ``append()`` and ``reap()`` are called in the thread that takes requests, ``finished()`` in each thread at its end,
+    ``join()`` in any thread.
+    """
 
     # ruff: noqa: D102 - a dispatcher's methods are explained in dispatch.Dispatcher
 
@@ -32,7 +36,7 @@ class WorkerThreads:
         self._finished: collections.deque[threading.Thread] = collections.deque()
 
     def append(self, thread: threading.Thread) -> None:
-        """Wait for this thread too, unless it is a daemon."""
+        """Let ``join()`` wait for this thread too, unless it is a daemon."""
         if self._finished:
             self.reap()
         if not thread.daemon:
@@ -43,7 +47,7 @@ class WorkerThreads:
         self._threads.pop(id(thread), None)
 
     def finished(self, thread: threading.Thread) -> None:
-        """The thread, which calls this, is about to end."""
+        """Let ``reap()`` forget the thread, which calls this and is about to end."""
         if id(thread) in self._threads:
             self._finished.append(thread)
 
@@ -55,13 +59,13 @@ class WorkerThreads:
             except IndexError:
                 return
             if thread.is_alive():
-                # It is a few instructions from its end: join() must still wait for it.
+                # A few instructions from its end: join() must still wait for it.
                 self._finished.appendleft(thread)
                 return
             self._threads.pop(id(thread), None)
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for all but the calling thread, ``timeout`` seconds at most (None: for ever); say whether all ended."""
+        """Wait at most ``timeout`` seconds (None: no limit) for all but the calling thread; return whether all ended."""
         deadline = None if timeout is None else time.monotonic() + timeout
         for thread in self:
             if thread is threading.current_thread() or thread.ident is None:
@@ -82,17 +86,17 @@ class WorkerThreads:
 
 
 class NoThreads:
-    """A holder of threads that keeps none, for a program that puts it in the place of ``_threads``."""
+    """Keeps no thread: a program may put one in the place of a server's ``_threads``, as with the standard library."""
 
     def append(self, thread: threading.Thread) -> None:
-        """Do not keep it."""
+        """Keep nothing."""
 
     def join(self) -> None:
-        """Wait for none."""
+        """Return at once."""
 
 
 class _Work:
-    """What one thread does. Instead of closures and partials, which would be more objects for the collector to walk."""
+    """What one thread does. One object instead of closures and partials: fewer for the garbage collector to walk."""
 
     __slots__ = ("_argument", "_function", "_threads")
 
@@ -118,7 +122,7 @@ class ThreadDispatcher(Dispatcher):
         self._block = block
         self.threads = WorkerThreads()
         self.holder: Any = None
-        """What a program put in the place of ``_threads``; it gets each thread as well."""
+        """Set by a program in the place of ``_threads``; it gets each thread as well. None: there is none."""
 
     def dispatch(self, serve: Callable[[], str], release: Callable[[], None]) -> threading.Thread:
         return self.run(lambda _: serve(), None)
@@ -129,19 +133,19 @@ class ThreadDispatcher(Dispatcher):
         target = _Work(function, argument, threads).run
         context = contextvars.copy_context()
         if context:
-            # Handlers see the context variables that serve_forever() was called with. On the outside, where it does not
-            # part Python's calls: each part takes stack of its own, and a thread's stack is most of what it costs.
+            # Handlers see the context variables that serve_forever() was called with. The outermost
+            # call: further in, a call through C would take more of the thread's stack, which is most of what it costs.
             target = functools.partial(context.run, target)
         thread = self._make_thread(target)
         if self._block():
-            # Before it starts, or it could end without being known.
+            # Before it starts: it may end at once, and finished() has to find it.
             threads.append(thread)
             if self.holder is not None:
                 self.holder.append(thread)
         try:
             thread.start()
         except RuntimeError:
-            # It could not be started. Anything else is a signal handler's, and the thread may run already.
+            # The thread did not start. Any other exception is a signal handler's, and the thread may run already.
             threads.remove(thread)
             raise
         return thread
@@ -159,19 +163,19 @@ class ThreadDispatcher(Dispatcher):
 class ThreadingMixIn(DispatchingMixIn):
     """Serves each request in a new thread. Write it before the server class: ``class S(ThreadingMixIn, TCPServer)``.
 
-    A thread that cannot be started is an error of that request; the server goes on.
+    If a thread cannot start, that is an error of its request; the server goes on.
     """
 
     __module__ = "sockserve"
 
     daemon_threads = False
-    """Whether the threads are daemons, which neither ``server_close()`` nor the interpreter's end waits for."""
+    """Whether the threads are daemons: neither ``server_close()`` nor the end of the interpreter waits for them."""
 
     block_on_close = True
     """Whether ``server_close()`` waits for the threads."""
 
     def make_thread(self, target: Callable[[], object]) -> threading.Thread:
-        """Make the thread that is to call ``target``, and do not start it. Override it to choose name or class."""
+        """Make a thread that will call ``target``, and do not start it. Override it to choose its name or class."""
         name = f"{type(self).__name__}-{next(_numbers)}"
         return threading.Thread(target=target, name=name, daemon=self.daemon_threads)
 
@@ -186,7 +190,7 @@ class ThreadingMixIn(DispatchingMixIn):
 
     def make_dispatcher(self) -> Dispatcher:
         """One that starts threads."""
-        # Asked for at each request: programs change it after construction.
+        # A function, called for each request: programs change the attribute after construction.
         return ThreadDispatcher(self.make_thread, lambda: self.block_on_close)
 
     def _serving_dispatch(self, live: LiveRequest) -> None:
@@ -206,6 +210,6 @@ class ThreadingMixIn(DispatchingMixIn):
 
 
 def interpreter_ends(error: RuntimeError) -> bool:
-    """Say whether a thread could not start because none can any more."""
+    """Return whether a thread could not start because the interpreter ends."""
     # CPython 3.12 says so in the text of a plain RuntimeError, 3.13 by PythonFinalizationError with the same text.
     return sys.is_finalizing() or "interpreter shutdown" in str(error)

@@ -29,9 +29,9 @@ MODELS = tuple(_MODULES)
 
 
 def server_class(model: str, scheme: str) -> type[TCPServer[Any, Any]]:
-    """The ready-made class for a way to run a handler and an address's scheme.
+    """Return the ready-made class for a way to run a handler and an address's scheme.
 
-    Raises ValueError, naming the choice; ImportError for a model whose extra is not installed.
+    Raises ValueError, which names the choice; ImportError for a model whose extra is not installed.
     """
     try:
         module = importlib.import_module(_MODULES[model])

@@ -1,4 +1,4 @@
-"""The servers that serve each request in a child process. There is fork() where this is imported."""
+"""The servers that serve each request in a child process. Imported only on platforms with fork()."""
 
 from __future__ import annotations
 
