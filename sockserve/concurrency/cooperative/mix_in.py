@@ -34,6 +34,10 @@ NO_GREENLETS = {"ThreadingMixIn", "ForkingMixIn", "ThreadPoolMixIn"}
 """Mix-ins that also decide where a handler runs."""
 
 
+# By another name, or type checkers take the look at a class of classes for a narrowing.
+_class_of: Callable[[object], object] = type
+
+
 class GreenletDispatcher(Dispatcher):
     """Runs each request in a greenlet of the loop's thread."""
 
@@ -169,8 +173,7 @@ class GreenletMixIn(DispatchingMixIn):
         hook: Any = super().finish_request
         handler_class: Any = self.RequestHandlerClass  # type: ignore[attr-defined]
         new: Any = object.__new__
-        metaclass: Any = type(handler_class)
-        is_plain = metaclass is type and handler_class.__new__ is new
+        is_plain = _class_of(handler_class) is type and handler_class.__new__ is new
         if is_plain and not unprepared and getattr(hook, "__func__", None) is BaseServer.finish_request:
             # No local for the bound method: the frame would keep it for every waiting client.
             del hook
