@@ -56,7 +56,7 @@ class TLS:
     clients must show a certificate that it vouches for; with ``client_certificate="optional"`` they may.
 
     ``alpn``: application protocols, the most wanted first. ``hosts``: TLS of its own for each name, which may be
-    "*.example.com"; a client that names another host, or none, gets this one. All of it is then that host's: client
+    ``"*.example.com"``; a client that names another host, or none, gets this one. All of it is then that host's: client
     certificates, protocols, versions, sessions. ``minimum_version``: an ``ssl.TLSVersion``.
 
     ``tickets``: how many session tickets a client gets (TLS 1.3). With any, a client that sends and closes without
