@@ -171,7 +171,7 @@ class Processes:
         limit = threading.Timer(KILL_AFTER_SECONDS, process.kill)
         limit.start()
         try:
-            # Not reaped before its group is killed: until then the number cannot be anybody else's.
+            # Not reaped before its group is killed: until then the number cannot be another process's.
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         finally:
             limit.cancel()

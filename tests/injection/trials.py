@@ -105,7 +105,7 @@ def _wait_for_end(pid: int, reader: int, limit: float) -> list[str]:
 
 def _run(trial: Trial, limit: float, report: int) -> None:
     """Be the process of a trial."""
-    # Nobody reads what a failing server writes; what a hang looks like is told by the report.
+    # What a failing server writes is not read; the report says what a hang looks like.
     null = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)

@@ -27,7 +27,7 @@ class Signal:
     """An event that crosses threads and fork(2) alike."""
 
     kept: ClassVar[list[Signal]] = []
-    """Those that somebody has to close, because they are of classes that are never collected."""
+    """Those that have to be closed by hand, because they belong to classes that are never collected."""
 
     def __init__(self) -> None:
         self._reader, self._writer = os.pipe()
@@ -49,7 +49,7 @@ class Signal:
         os.write(self._writer, b"!")
 
     def wait(self, timeout: float = LIMIT) -> bool:
-        """Wait until it has happened; whoever else waits sees it too."""
+        """Wait until it has happened; other threads and processes that wait see it, too."""
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
         return bool(poll.poll(timeout * 1000))
@@ -115,7 +115,7 @@ def handlers(module: Any) -> types.SimpleNamespace:
         def handle(self) -> None:
             self.begun.set()
             if not self.opened.wait():
-                raise TimeoutError("nobody opened the gate")
+                raise TimeoutError("the test did not open the gate")
             if isinstance(self.request, tuple):
                 self.request[1].sendto(b"open", self.client_address)
             else:

@@ -72,7 +72,7 @@ class Log(logging.Handler):
         return [Line(*json.loads(line)) for line in os.pread(self.file.fileno(), size, 0).splitlines()]
 
     def complaints(self) -> list[str]:
-        """Name the records that nobody expected, and those expected that did not come."""
+        """Name the records that were not expected, and the expected ones that did not come."""
         unexpected = (
             line
             for line in self.read()

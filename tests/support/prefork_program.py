@@ -89,7 +89,7 @@ class Prefork:
     def __exit__(self, *exc_info: object) -> None:
         left = self.workers()
         self.program.__exit__(*exc_info)
-        # Nobody stays without a supervisor, whatever became of that.
+        # No worker stays without its supervisor, however that ended.
         wait_until(lambda: not any(map(is_alive, left)))
 
     @property
@@ -124,7 +124,7 @@ class Prefork:
         return int(number), int(pid)
 
     def connect(self) -> socket.socket:
-        """A connection that a worker has, who waits for what it says next."""
+        """A connection whose worker waits for its next line."""
         client = connect(self.address, timeout=LIMIT)
         client.sendall(b"stay\n")
         assert client.recv(100) == b"!"

@@ -53,7 +53,7 @@ def wait_until(condition: Callable[[], Any], limit: float = LIMIT, *, tell: Call
 
 
 def is_asleep(frame: types.FrameType | None) -> bool:
-    """Say whether a frame is at a line that waits for somebody else."""
+    """Say whether a frame is at a line that waits for another thread or for input."""
     return frame is not None and SLEEPS.search(linecache.getline(frame.f_code.co_filename, frame.f_lineno)) is not None
 
 
