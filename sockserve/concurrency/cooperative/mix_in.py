@@ -8,7 +8,7 @@ import functools
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from sockserve.concurrency.cooperative.hub import Hub
 from sockserve.concurrency.cooperative.request_greenlet import RequestGreenlet, current_request_greenlet
@@ -32,10 +32,6 @@ __all__ = ["GreenletDispatcher", "GreenletMixIn", "cooperative"]
 
 NO_GREENLETS = {"ThreadingMixIn", "ForkingMixIn", "ThreadPoolMixIn"}
 """Mix-ins that also decide where a handler runs."""
-
-
-# By another name, or type checkers take the look at a class of classes for a narrowing.
-_class_of: Callable[[object], object] = type
 
 
 class GreenletDispatcher(Dispatcher):
@@ -171,9 +167,9 @@ class GreenletMixIn(DispatchingMixIn):
         if is_tls(request):
             cooperative(request)
         hook: Any = super().finish_request
-        handler_class: Any = self.RequestHandlerClass  # type: ignore[attr-defined]
+        handler_class: Any = cast("Any", self).RequestHandlerClass
         new: Any = object.__new__
-        is_plain = _class_of(handler_class) is type and handler_class.__new__ is new
+        is_plain = type(handler_class) is type and handler_class.__new__ is new
         if is_plain and not unprepared and getattr(hook, "__func__", None) is BaseServer.finish_request:
             # No local for the bound method: the frame would keep it for every waiting client.
             del hook
