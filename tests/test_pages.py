@@ -40,9 +40,9 @@ SEARCHED = (
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The documents as HTML."""
+    """The documents as HTML, every warning an error."""
     place = tmp_path_factory.mktemp("documents")
-    options = ["-b", "html", "-q", "-d", f"{place}/doctrees"]
+    options = ["-b", "html", "-W", "--keep-going", "-n", "-q", "-d", f"{place}/doctrees"]
     command = [sys.executable, "-m", "sphinx", *options, ROOT / "docs", f"{place}/html"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_LIMIT, check=False)
     assert done.returncode == 0, done.stderr
