@@ -8,11 +8,10 @@ Rule 3. Any other error is judged by the table too: nothing was taken from the q
 
 from __future__ import annotations
 
-from typing import Any
-
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.events import Events
 from sockserve.core.request_life import close, contain
+from sockserve.core.servable import Address, AnyServer, Request
 from sockserve.core.serving import Accepting, events_of, table_of
 from sockserve.errors import ListenerLostError, RefusedError
 from sockserve.log import log
@@ -23,7 +22,7 @@ from sockserve.net.watched_socket import take_taken
 __all__ = ["not_taken"]
 
 
-def not_taken(server: Any, acceptor: Accepting | None, error: BaseException, remembers: bool) -> bool:
+def not_taken(server: AnyServer, acceptor: Accepting | None, error: BaseException, remembers: bool) -> bool:
     """Do what follows when ``get_request()`` raised; true if a request was taken all the same, which is over now.
 
     ``remembers``: ``take_taken()`` knows what this thread took. Called inside the ``except``; raises ListenerLostError,
@@ -44,7 +43,7 @@ def not_taken(server: Any, acceptor: Accepting | None, error: BaseException, rem
     return False
 
 
-def _accept_failed(server: Any, acceptor: Accepting | None, error: BaseException, verdict: Verdict) -> None:
+def _accept_failed(server: AnyServer, acceptor: Accepting | None, error: BaseException, verdict: Verdict) -> None:
     """Nothing was taken. Called inside the ``except``; raises ListenerLostError, and what is no Exception."""
     if not isinstance(error, Exception):
         try:
@@ -64,7 +63,9 @@ def _accept_failed(server: Any, acceptor: Accepting | None, error: BaseException
         raise ListenerLostError(f"the socket of {server} cannot accept: {error}") from error
 
 
-def _end_taken(server: Any, acceptor: Accepting | None, taken: tuple[Any, Any], error: BaseException) -> None:
+def _end_taken(
+    server: AnyServer, acceptor: Accepting | None, taken: tuple[Request, Address], error: BaseException
+) -> None:
     """Report an error to the request that was taken before it, and close that; raises what is no Exception.
 
     Called inside the ``except``.
@@ -84,7 +85,7 @@ def _end_taken(server: Any, acceptor: Accepting | None, taken: tuple[Any, Any], 
     contain(server, live, lambda _, live: _fail(server, live, error))
 
 
-def _fail(server: Any, live: LiveRequest, error: BaseException) -> None:
+def _fail(server: AnyServer, live: LiveRequest, error: BaseException) -> None:
     live.table.enter(live)
     if live.events.accept:
         Events.emit(live.events.accept, server, live)

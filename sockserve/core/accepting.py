@@ -38,6 +38,7 @@ from sockserve.core.loop import Loop, Source
 from sockserve.core.one_shot import OneShot
 from sockserve.core.preparation_settings import check_settings
 from sockserve.core.request_life import take
+from sockserve.core.servable import AnyServer
 from sockserve.core.serving import LoopsDispatcher, events_of, serving_of, stay_begins, stay_ends
 from sockserve.errors import AlreadyServingError, ListenerLostError, ServerClosedError
 from sockserve.log import log
@@ -58,7 +59,7 @@ class Acceptor(Source, Stay):
 
     def __init__(
         self,
-        server: Any,
+        server: AnyServer,
         loop: Loop,
         poll_interval: float,
         dispatcher: LoopsDispatcher | None = None,

@@ -2,8 +2,8 @@
 
 Rule 1. Each operation on the table is one atomic operation on a dict or a list, so that a signal handler that
 interrupts one of them can do another; only what workers do with a request that a subclass keeps needs a lock.
-Rule 2. Whoever waits registers first and looks at the table second; whoever changes it changes first and looks for
-waiters second. So no change goes unseen.
+Rule 2. A thread that waits registers first and looks at the table second; one that changes the table does that first
+and tells the waiters second. So no change goes unseen.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from sockserve.core.forked import tell_when_forked
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_states import Outcome, RequestState
+from sockserve.core.servable import Address, Request
 
 __all__ = ["ActiveRequest", "ActiveRequests", "LiveRequest", "ParkingPlace", "ServingProcess"]
 
@@ -26,8 +27,8 @@ __all__ = ["ActiveRequest", "ActiveRequests", "LiveRequest", "ParkingPlace", "Se
 class ActiveRequest(NamedTuple):
     """One request in progress, as it was when ``server.active_requests`` was read."""
 
-    client_address: Any
-    """Who asks, as ``get_request()`` told it."""
+    client_address: Address
+    """The client, as ``get_request()`` told it."""
     state: RequestState
     """Where in its life it is: "accept", "verify", "dispatch", "prepare", "handle", "error", "shutdown",
     "parked" (in a pool, until its client has more to say), or "kept" (by a subclass, which may serve it later)."""
@@ -83,7 +84,11 @@ class ParkingPlace(Protocol):
 
 
 class LiveRequest:
-    """A request in progress as the server itself sees it; observers read it, and write nothing."""
+    """A request in progress as the server itself sees it; observers read it, and write nothing.
+
+    Attributes may be read in any thread. They are written by the thread that has the request: the loop's, then a
+    worker's, in a pool perhaps another one after each wait. ``claim()``, ``is_callers_own()``: from any thread.
+    """
 
     __module__ = "sockserve"
 
@@ -95,13 +100,13 @@ class LiveRequest:
     detached: bool
     """Whether ``detach_request()`` gave its socket away, so that the server must not close it."""
     thread: int | None
-    """The identity of the thread that serves it; None while nobody in this process does."""
+    """The identity of the thread that serves it; None while no thread of this process does."""
     greenlet: ServingGreenlet | None = None
     """If a greenlet serves it: that one. Its thread serves others as well."""
     owner: str | None = None
-    """Who serves or closes it: "loop" or "worker"; None: nobody has claimed that."""
+    """What serves or closes it: "loop" or "worker"; None: neither has claimed it."""
     kept: weakref.ref[socket.socket] | None = None
-    """The request, if a subclass keeps it: ``request`` is None then, and nobody here holds it fast."""
+    """The request, if a subclass keeps it: ``request`` is None then, and nothing here keeps it alive."""
     process: ServingProcess | None = None
     """The child process that serves it, if one does."""
 
@@ -120,9 +125,9 @@ class LiveRequest:
     """Whether its client may see the end of the connection from now on, though the server has yet to close it."""
 
     escaped = False
-    """Whether whoever asked the table may have it, so that it must not become another request's record."""
+    """Whether a caller of the table may hold it: then it must not become another request's record."""
 
-    def __init__(self, table: ActiveRequests, events: Any, request: Any, client_address: Any) -> None:
+    def __init__(self, table: ActiveRequests, events: Any, request: Request, client_address: Address) -> None:
         self.table = table
         self.events = events
         self.parking = table.parking
@@ -135,11 +140,11 @@ class LiveRequest:
         self.handler = None
         self.detached = self.end_told = False
         self.continue_handler = self.parking_record = None
-        # Whoever enters it serves it, or gives it away: nobody waits in that thread for its end.
+        # The thread that enters it serves it, or gives it away: it cannot wait for its end meanwhile.
         self.thread = threading.get_ident()
 
     def is_callers_own(self) -> bool:
-        """Whether it is served by whoever calls this, who therefore cannot wait for its end."""
+        """Whether the calling thread or greenlet serves it, and so cannot wait for its end. From any thread."""
         return self.thread == threading.get_ident() and (self.greenlet is None or self.greenlet.is_current())
 
     def peer_stalls(self, stalls: bool) -> None:
@@ -147,13 +152,13 @@ class LiveRequest:
         self.end_told = not stalls
 
     def offer(self) -> None:
-        """Let ``claim()`` decide who serves or closes it."""
+        """Let ``claim()`` decide what serves or closes it. By the thread that has it."""
         self._unclaimed = True
 
     def claim(self, owner: str) -> bool:
-        """Whether ``owner`` is the one who serves or closes it: of those who ask after an ``offer()``, the first."""
+        """Whether ``owner`` serves or closes it: the first that claims it after an ``offer()``. From any thread."""
         try:
-            # Atomic: of two who try it at once one fails.
+            # Atomic: of two threads that try it at once one fails.
             del self._unclaimed
         except AttributeError:
             return False
@@ -162,7 +167,11 @@ class LiveRequest:
 
 
 class ActiveRequests:
-    """The requests of one server that were accepted and not yet closed."""
+    """The requests of one server that were accepted and not yet closed.
+
+    All methods may be called from any thread and from a signal handler, but: ``take()`` and ``keep()``, which wait for
+    a lock, by the thread that has the request; ``keep_only()`` and ``forked()`` in a child, where it is alone.
+    """
 
     def __init__(self) -> None:
         # Not private: take_again() and handlers do in place what enter(), find() and discard() do.
@@ -175,7 +184,7 @@ class ActiveRequests:
         self._keeping = threading.Lock()
         tell_when_forked(self)
 
-    def add(self, request: Any, client_address: Any, events: Any = None) -> LiveRequest:
+    def add(self, request: Request, client_address: Address, events: Any = None) -> LiveRequest:
         """Enter a request that was just accepted; ``events`` goes with it: its observers hear the whole of its life."""
         live = LiveRequest(self, events, request, client_address)
         self.enter(live)
@@ -187,7 +196,7 @@ class ActiveRequests:
         if self.watchers:
             self.tell_watchers()
 
-    def take(self, request: Any) -> LiveRequest | None:
+    def take(self, request: Request) -> LiveRequest | None:
         """The record of a request that the caller is going to serve, or to give to a worker."""
         live = self.by_id.get(id(request))
         if live is None or live.state not in ("verify", "kept", "dispatch"):
@@ -202,7 +211,7 @@ class ActiveRequests:
             live.state = "prepare" if live.state == "dispatch" else "dispatch"
         return live
 
-    def find(self, request: Any) -> LiveRequest | None:
+    def find(self, request: Request) -> LiveRequest | None:
         """The record of a request that is being served."""
         return self.by_id.get(id(request))
 
@@ -223,7 +232,7 @@ class ActiveRequests:
             live.kept = weakref.ref(request, lambda _: gone())
         return True
 
-    def replace(self, live: LiveRequest, request: Any) -> None:
+    def replace(self, live: LiveRequest, request: Request) -> None:
         """Find the record by what ``prepare_request()`` made of its request from now on."""
         self.by_id.pop(live.key, None)
         live.request = request
@@ -231,7 +240,7 @@ class ActiveRequests:
         self.by_id[live.key] = live
 
     def keep_only(self, live: LiveRequest) -> None:
-        """Forget all others, and whoever waits: this process is a child that has nothing to do with them."""
+        """Forget all others, and all waiters: this process is a child that has nothing to do with them."""
         self.watchers.clear()
         self.by_id = {live.key: live}
 
@@ -247,7 +256,7 @@ class ActiveRequests:
         found = self.by_id.copy().values()
         for live in found:
             live.escaped = True
-        # Again: before that it may have become another request's, or nobody's. Of what is kept a worker may take one
+        # Again: before that it may have become another request's, or none's. Of what is kept a worker may take one
         # meanwhile: it is looked at once.
         return [
             live
@@ -300,11 +309,11 @@ class ActiveRequests:
         self.not_on_next_change(change.set)
 
     def touch(self) -> None:
-        """Set the events of ``next_change()``: something else happened that whoever waits may be waiting for."""
+        """Set the events of ``next_change()``: something else happened that a thread may be waiting for."""
         self.tell_watchers()
 
     def tell_watchers(self) -> None:
-        """Call whoever waits for a change."""
+        """Call all that wait for a change."""
         while True:
             try:
                 callback = self.watchers.pop()

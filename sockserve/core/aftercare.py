@@ -1,21 +1,21 @@
-"""Who looks after connections that linger: the server's loop, and without one the next ``handle_request()``."""
+"""Connections that linger are looked after by the server's loop, and without one by the next ``handle_request()``."""
 
 from __future__ import annotations
 
 import functools
 import time
-from typing import Any
 
 from sockserve.core.deferral import Deferral
 from sockserve.core.loop import Loop
 from sockserve.core.poller import wait_readable
+from sockserve.core.servable import AnyServer, Request
 from sockserve.core.serving import serving_of
 from sockserve.net.lingering import SWEEP_SECONDS, Lingering
 
 __all__ = ["let_linger", "wait_for_request"]
 
 
-def let_linger(server: Any, connection: Any) -> None:
+def let_linger(server: AnyServer, connection: Request) -> None:
     """Keep a half-closed connection open for a moment, by a descriptor of its own. From any thread."""
     state = serving_of(server)
     lingering, acceptor = state.lingering, state.acceptor
@@ -47,7 +47,7 @@ def _look(lingering: Lingering, loop: Loop) -> None:
         _look_after(lingering, loop)
 
 
-def wait_for_request(server: Any, fd: int, timeout: float | None) -> bool:
+def wait_for_request(server: AnyServer, fd: int, timeout: float | None) -> bool:
     """Wait as ``wait_readable()`` does, and look after what lingers meanwhile."""
     lingering = serving_of(server).lingering
     deadline = None if timeout is None else time.monotonic() + timeout

@@ -10,10 +10,9 @@ requests. The end of a request is heard in any thread.
 
 from __future__ import annotations
 
-from typing import Any
-
 from sockserve.core.active_requests import ActiveRequests
 from sockserve.core.loop import Loop
+from sockserve.core.servable import AnyServer
 from sockserve.core.timer import Timer
 from sockserve.log import counted, log
 from sockserve.net.accept_errors import BACK_OFF_FIRST, BACK_OFF_LAST
@@ -24,7 +23,7 @@ __all__ = ["BackOff"]
 class BackOff:
     """The back-off of one server during its stay in a loop."""
 
-    def __init__(self, server: Any, loop: Loop, table: ActiveRequests) -> None:
+    def __init__(self, server: AnyServer, loop: Loop, table: ActiveRequests) -> None:
         self.delay = 0.0
         """Seconds of the present or last pause of a series that has not ended; 0: accepting works."""
         self.errors = 0

@@ -22,6 +22,7 @@ from sockserve.core.lifecycle import CUT_GRACE, Drained, Lifecycle
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import begin, serve, takes_record, unprepared
+from sockserve.core.servable import Address, Request
 from sockserve.core.serving import Accepting, ServedInLoop, table_of
 from sockserve.core.type_parameters import TypeVar, filled_up
 from sockserve.core.without_loop import take_without_loop
@@ -96,7 +97,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
     _serving_patience = 0.0
     """Seconds that the end of a request may wait for its peer in the thread where it is ended."""
 
-    server_address: Any
+    server_address: Address
     RequestHandlerClass: HandlerFactory
 
     if sys.version_info < (3, 13) and not TYPE_CHECKING:
@@ -113,7 +114,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
 
     def __init__(
         self,
-        server_address: Any,
+        server_address: Address,
         RequestHandlerClass: HandlerFactory,  # noqa: N803 - stdlib's name
     ) -> None:
         self.server_address = server_address
@@ -259,7 +260,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
         """
         return table_of(self).snapshot()
 
-    def connection_info(self, request: Any) -> ConnectionInfo:
+    def connection_info(self, request: Request) -> ConnectionInfo:
         """Both ends of the connection of a request, the PROXY header and the TLS handshake, in any thread.
 
         For handlers that are not of sockserve; those that are have it as ``self.connection_info``. While PREPARE is not

@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection, and by what way it came: ``handler.connection_info``."""
+"""The other end of a connection, and the way by which it came: ``handler.connection_info``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sockserve.core.active_requests import LiveRequest
-from sockserve.core.servable import AnyServer, Request
+from sockserve.core.servable import Address, AnyServer, Request
 from sockserve.core.serving import table_of
 from sockserve.net.tls import is_tls
 
@@ -42,13 +42,13 @@ class TLSInfo(NamedTuple):
 class ConnectionInfo(NamedTuple):
     """Both ends of a connection, as the transport has them and as they are believed to be."""
 
-    peer_address: Any
+    peer_address: Address
     """The other end of the transport: of a proxy's connection, the proxy's."""
-    client_address: Any
-    """Who is believed to ask: the address in a PROXY header that was required, else the peer's."""
-    local_address: Any
+    client_address: Address
+    """The client: the address in a PROXY header that was required, else the peer's."""
+    local_address: Address
     """This end of the transport; None if the connection is closed already."""
-    destination_address: Any
+    destination_address: Address
     """Where the client connected to: the address in the PROXY header, else ``local_address``."""
     proxy_header: ProxyHeader | None = None
     tls: TLSInfo | None = None
@@ -70,7 +70,7 @@ class ConnectionInfo(NamedTuple):
 TLSInfo.__module__ = ConnectionInfo.__module__ = "sockserve"
 
 
-def info_of(server: Any, request: Any) -> ConnectionInfo:
+def info_of(server: AnyServer, request: Request) -> ConnectionInfo:
     """The information of a request in progress, or of a socket or datagram that no server knows.
 
     Never raises OSError. A few microseconds.
@@ -85,9 +85,9 @@ def info_of_live(live: LiveRequest) -> ConnectionInfo:
     return plain_info(live.request, live.client_address) if found is None else found
 
 
-def plain_info(request: Any, peer: Any) -> ConnectionInfo:
+def plain_info(request: Request, peer: Address) -> ConnectionInfo:
     """What a socket itself tells; ``peer`` is what ``accept()`` or ``recvfrom()`` told, None: to be asked for."""
-    connection: Any = request
+    connection: Request = request
     if isinstance(request, tuple) and len(connection) == 2:
         # A datagram.
         connection = connection[1]
@@ -98,7 +98,7 @@ def plain_info(request: Any, peer: Any) -> ConnectionInfo:
     return ConnectionInfo(peer, peer, local, local, tls=tls)
 
 
-def _ask(connection: Any, name: str) -> Any:
+def _ask(connection: Request, name: str) -> Any:
     try:
         return getattr(connection, name)()
     except (OSError, AttributeError):

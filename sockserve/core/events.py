@@ -1,4 +1,4 @@
-"""What can happen to a request: the nine words of its life, who hears them, and the log.
+"""What can happen to a request: the nine words of its life, their observers, and the log.
 
 =========  ==========================================================================
 wait       the server pauses accepting, with a reason; or it does so no longer
@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from sockserve.core.active_requests import LiveRequest
+from sockserve.core.servable import AnyServer
 from sockserve.errors import DatagramTruncatedError
 from sockserve.log import Seldom, log
 
@@ -35,31 +35,31 @@ class Observer:
 
     __module__ = "sockserve"
 
-    def on_wait(self, server: Any, reason: str | None) -> None:
+    def on_wait(self, server: AnyServer, reason: str | None) -> None:
         """Accepting pauses because of ``reason`` ("full", "back off", "suspended"), or goes on (None)."""
 
-    def on_accept(self, server: Any, request: LiveRequest) -> None:
+    def on_accept(self, server: AnyServer, request: LiveRequest) -> None:
         """A request was accepted."""
 
-    def on_verify(self, server: Any, request: LiveRequest, accepted: bool) -> None:
+    def on_verify(self, server: AnyServer, request: LiveRequest, accepted: bool) -> None:
         """``verify_request()`` said yes or no."""
 
-    def on_dispatch(self, server: Any, request: LiveRequest) -> None:
+    def on_dispatch(self, server: AnyServer, request: LiveRequest) -> None:
         """A worker is about to get the request."""
 
-    def on_prepare(self, server: Any, request: LiveRequest) -> None:
+    def on_prepare(self, server: AnyServer, request: LiveRequest) -> None:
         """The request is ready for its handler."""
 
-    def on_handle(self, server: Any, request: LiveRequest) -> None:
+    def on_handle(self, server: AnyServer, request: LiveRequest) -> None:
         """The handler did its work and raised nothing."""
 
-    def on_error(self, server: Any, request: LiveRequest | None, error: BaseException) -> None:
+    def on_error(self, server: AnyServer, request: LiveRequest | None, error: BaseException) -> None:
         """Something was raised: in accept when ``request`` is None, else at ``request.state``."""
 
-    def on_shutdown(self, server: Any, request: LiveRequest) -> None:
+    def on_shutdown(self, server: AnyServer, request: LiveRequest) -> None:
         """The request is over; the last event of every accepted one."""
 
-    def on_tick(self, server: Any) -> None:
+    def on_tick(self, server: AnyServer) -> None:
         """The loop has ended a turn."""
 
 
@@ -67,7 +67,11 @@ _WORDS = ("wait", "accept", "verify", "dispatch", "prepare", "handle", "error", 
 
 
 class Events:
-    """The observers of one server, sorted by what they want to hear, so that silence is one truth test."""
+    """The observers of one server, sorted by what they want to hear, so that silence is one truth test.
+
+    Never changed after it is made: another set of observers is another object. ``emit()``: in the thread where the
+    event happens, several threads at once.
+    """
 
     wait: tuple[Callable[..., None], ...]
     accept: tuple[Callable[..., None], ...]
@@ -90,10 +94,10 @@ class Events:
         self.hear_all = bool(
             self.accept or self.verify or self.dispatch or self.prepare or self.handle or self.shutdown
         )
-        """Whether somebody hears of requests that nothing goes wrong with."""
+        """Whether an observer hears of requests that nothing goes wrong with."""
 
     @staticmethod
-    def emit(callbacks: tuple[Callable[..., None], ...], *args: Any) -> None:
+    def emit(callbacks: tuple[Callable[..., None], ...], *args: object) -> None:
         """Call each; what one raises is logged and stops neither the others nor the request."""
         for callback in callbacks:
             try:
@@ -107,11 +111,11 @@ class LogObserver(Observer):
 
     __module__ = "sockserve"
 
-    def on_wait(self, server: Any, reason: str | None) -> None:
+    def on_wait(self, server: AnyServer, reason: str | None) -> None:
         """One DEBUG line."""
         log.debug("%s: %s", server, f"accepting pauses: {reason}" if reason else "accepting goes on")
 
-    def on_error(self, server: Any, request: LiveRequest | None, error: BaseException) -> None:
+    def on_error(self, server: AnyServer, request: LiveRequest | None, error: BaseException) -> None:
         """One line for an accept that failed; an error of a request is reported by ``handle_error()``.
 
         For datagrams that are too long one line a minute, with their number.
@@ -144,14 +148,14 @@ class Counters(Observer):
         self.handled = 0
         self.failed = 0
 
-    def on_accept(self, server: Any, request: LiveRequest) -> None:
+    def on_accept(self, server: AnyServer, request: LiveRequest) -> None:
         """Count it as accepted and active."""
         with self._lock:
-            # First, and below last: whoever sees, without the lock, that none is active finds all of them counted.
+            # First, and below last: a thread that sees without the lock that none is active finds all counted.
             self.active += 1
             self.accepted += 1
 
-    def on_shutdown(self, server: Any, request: LiveRequest) -> None:
+    def on_shutdown(self, server: AnyServer, request: LiveRequest) -> None:
         """Count it as what became of it."""
         with self._lock:
             if request.outcome == "refused":

@@ -286,7 +286,7 @@ class StreamRequestHandler(KeepStreamOpen, BaseRequestHandler[ServerT, RequestT,
 
     def setup(self) -> None:
         """Set the connection's options and open the files."""
-        connection: Any = self.request
+        connection: Request = self.request
         self.connection = connection
         if self.timeout is not None:
             connection.settimeout(socket_limit_of(self.timeout))
@@ -304,7 +304,7 @@ class StreamRequestHandler(KeepStreamOpen, BaseRequestHandler[ServerT, RequestT,
         Raises HandshakeError, also if the client sent more ahead of its handshake, which nothing protected on its way
         (CVE-2011-0411); ValueError if there are no settings, or TLS is up already.
         """
-        server: Any = self.server
+        server: AnyServer = self.server
         if is_tls(self.connection):
             raise ValueError(f"{type(self).__name__}.start_tls(): the connection is over TLS already")
         settings = tls_of(server, tls)
@@ -335,7 +335,7 @@ class StreamRequestHandler(KeepStreamOpen, BaseRequestHandler[ServerT, RequestT,
         finally:
             self.rfile.close()
             if self._serving_closes_connection:
-                connection: Any = self.connection
+                connection: Request = self.connection
                 half_close(connection)
                 connection.close()
 
@@ -373,7 +373,7 @@ class DatagramRequestHandler(BaseRequestHandler[ServerT, "tuple[bytes, socket.so
         answer = self.wfile.getvalue()
         if answer and self.client_address and not self._serving_handle_raised:
             try:
-                address: Any = self._serving_answers_to()
+                address: Address = self._serving_answers_to()
                 self.socket.sendto(answer, _DONT_WAIT, address)
             except OSError as error:
                 if not cannot_be_answered(error, self.client_address):

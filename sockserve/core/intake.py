@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from sockserve.core.servable import Address, AnyServer, Request
 from sockserve.net.accept import Receiver, accept_of, careful_accept_of, counter_of, has_ended
 from sockserve.net.blocking_mode import give_back, lend
 from sockserve.net.listen import listens, unix_name
@@ -21,7 +22,7 @@ from sockserve.net.watched_socket import remembering
 
 __all__ = ["BY_INTAKE", "Intake", "by_intake", "finishing", "is_unix"]
 
-Hook = TypeVar("Hook", bound=Callable[..., Any])
+Hook = TypeVar("Hook", bound=Callable[..., object])
 
 # Linux hands out blocking sockets whatever the listener is; the BSDs, macOS and Windows pass the listener's mode on.
 _ACCEPTED_INHERITS_MODE = not sys.platform.startswith("linux")
@@ -36,17 +37,19 @@ def by_intake(get_request: Hook) -> Hook:
     return get_request
 
 
-def is_unix(server: Any) -> bool:
+def is_unix(server: AnyServer) -> bool:
     """Whether a server's addresses are names of Unix sockets."""
     return hasattr(socket, "AF_UNIX") and getattr(server, "address_family", None) == socket.AF_UNIX
 
 
-def finishing(accept: Callable[[], tuple[Any, Any]], *, has_names: bool) -> Callable[[], tuple[Any, Any]]:
+def finishing(
+    accept: Callable[[], tuple[Request, Address]], *, has_names: bool
+) -> Callable[[], tuple[Request, Address]]:
     """Make an ``accept()`` return what ``get_request()`` promises: a blocking connection, and a name that is text."""
     if not has_names and not _ACCEPTED_INHERITS_MODE:
         return accept
 
-    def accept_and_finish() -> tuple[Any, Any]:
+    def accept_and_finish() -> tuple[Request, Address]:
         request, client_address = accept()
         if _ACCEPTED_INHERITS_MODE and socket.getdefaulttimeout() is None:
             request.setblocking(True)
@@ -58,14 +61,14 @@ def finishing(accept: Callable[[], tuple[Any, Any]], *, has_names: bool) -> Call
 class Intake:
     """One socket's, for one stay of its server in a loop."""
 
-    def __init__(self, listener: Any, *, remembers: bool, has_names: bool) -> None:
+    def __init__(self, listener: Request, *, remembers: bool, has_names: bool) -> None:
         self.listener = listener
         self._has_names = has_names
         self.remembers = remembers
         """Whether ``take_taken()`` tells what ``get_request()`` took: for an override that may fail with it."""
-        self.accept: Callable[[], tuple[socket.socket, Any]] | None = None
+        self.accept: Callable[[], tuple[socket.socket, Address]] | None = None
         """Accepts one connection, if the socket can do that. Raises BlockingIOError if none is there."""
-        self.receive: Callable[[int], tuple[bytes, Any]] | None = None
+        self.receive: Callable[[int], tuple[bytes, Address]] | None = None
         """Receives one datagram, if the socket does not listen. Raises BlockingIOError if none is there."""
         self.count_waiting: Callable[[], int] | None = None
         """How many connections wait, where the kernel tells."""

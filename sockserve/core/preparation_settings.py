@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
+from sockserve.core.servable import Address, AnyServer
 from sockserve.core.serving import serving_of
 from sockserve.errors import RefusedError
 from sockserve.net.networks import networks_of
@@ -23,7 +24,7 @@ class _Settings:
     tls: TLS | None = None
 
 
-def tls_of(server: Any, given: Any = None) -> TLS | None:
+def tls_of(server: AnyServer, given: Any = None) -> TLS | None:
     """The TLS that was given, or the server's, made of its ``tls`` if that is a context. Raises TypeError."""
     source = getattr(server, "tls", None) if given is None else given
     if source is None:
@@ -37,12 +38,12 @@ def tls_of(server: Any, given: Any = None) -> TLS | None:
     return settings.tls
 
 
-def prepares(server: Any) -> bool:
+def prepares(server: AnyServer) -> bool:
     """Whether PREPARE of a server, a standard library's too, is more than to call ``prepare_request()``."""
     return bool(getattr(server, "_serving_prepares", False))
 
 
-def check_settings(server: Any) -> None:
+def check_settings(server: AnyServer) -> None:
     """Raise TypeError or AddressError if what a server says of PREPARE cannot work. Called when it begins to serve."""
     # A standard library's server has none of them.
     if not hasattr(server, "tls_at_once"):
@@ -57,7 +58,7 @@ def check_settings(server: Any) -> None:
     networks_of(server.direct_from or ())
 
 
-def is_proxied(server: Any, peer: Any) -> bool:
+def is_proxied(server: AnyServer, peer: Address) -> bool:
     """Whether a PROXY header is required of this peer. Raises RefusedError if it may not come at all, AddressError."""
     proxy_from = server.proxy_from
     direct_from = server.direct_from

@@ -21,6 +21,7 @@ from sockserve.core.active_requests import ActiveRequests, LiveRequest
 from sockserve.core.connection_info import ConnectionInfo, TLSInfo, plain_info, tls_info_of
 from sockserve.core.poller import wait_readable
 from sockserve.core.preparation_settings import is_proxied, tls_of
+from sockserve.core.servable import Address, AnyServer, Request
 from sockserve.core.serving import Served, table_of
 from sockserve.errors import DatagramTruncatedError, HandshakeError, PeerError, ProxyHeaderError, RefusedError
 from sockserve.net.closing import end_input
@@ -53,7 +54,7 @@ RETRY = 0.02
 _AF_UNIX = getattr(socket, "AF_UNIX", None)
 
 
-def prepare(server: Any, live: LiveRequest) -> bool:
+def prepare(server: AnyServer, live: LiveRequest) -> bool:
     """Prepare a request; false: it is parked, and ``prepare()`` is to be called again when its client has spoken.
 
     Raises RefusedError, PeerError; what ``TLS.context_for()`` raises.
@@ -79,7 +80,7 @@ def prepare(server: Any, live: LiveRequest) -> bool:
     return True
 
 
-def record_of(server: Any, request: Any, client_address: Any) -> LiveRequest:
+def record_of(server: AnyServer, request: Request, client_address: Address) -> LiveRequest:
     """The record of a request that ``complete()`` is to be called for, also of one that the server does not know."""
     live = table_of(server).find(request)
     if live is None:
@@ -94,7 +95,7 @@ def is_unknown(live: LiveRequest) -> bool:
     return live.events is None
 
 
-def complete(server: Any, live: LiveRequest, tls: TLS) -> None:
+def complete(server: AnyServer, live: LiveRequest, tls: TLS) -> None:
     """Shake hands on a connection whose handler runs, in this thread or greenlet. Raises as ``prepare()``."""
     preparation = live.preparation = Preparation(server, live)
     preparation.begin_with_tls(tls)
@@ -105,7 +106,7 @@ def complete(server: Any, live: LiveRequest, tls: TLS) -> None:
         _end(server, live)
 
 
-def _end(server: Any, live: LiveRequest) -> None:
+def _end(server: AnyServer, live: LiveRequest) -> None:
     """A request is prepared, or will never be."""
     live.preparation = None
     # In this order: a drain does it the other way round, and leaves alone what is being prepared.
@@ -116,7 +117,7 @@ def _end(server: Any, live: LiveRequest) -> None:
 class Preparation:
     """The steps of one connection, and what they wait for."""
 
-    def __init__(self, server: Any, live: LiveRequest) -> None:
+    def __init__(self, server: AnyServer, live: LiveRequest) -> None:
         limit = limit_of(getattr(server, "handshake_timeout", 10.0), "handshake_timeout")
         self._limit = limit
         self._server = server
@@ -198,7 +199,7 @@ class Preparation:
             _set_timeout(live.request, before)
         self._note(peer, header, None if tls is None else tls_info_of(live.request, name))
 
-    def _unpack_datagram(self, request: Any, peer: Any) -> None:
+    def _unpack_datagram(self, request: Request, peer: Address) -> None:
         """Take the PROXY header off a datagram; its handler gets the rest."""
         if not is_proxied(self._server, peer):
             return
@@ -213,7 +214,7 @@ class Preparation:
         self._live.table.replace(self._live, (data, sock))
         self._note(peer, header, None)
 
-    def _note(self, peer: Any, header: ProxyHeader | None, tls: TLSInfo | None) -> None:
+    def _note(self, peer: Address, header: ProxyHeader | None, tls: TLSInfo | None) -> None:
         live = self._live
         local = plain_info(live.request, peer).local_address
         client = peer if header is None or header.source is None else header.source
@@ -289,7 +290,7 @@ class Preparation:
                 return header
 
     def _shake_hands(self, sock: socket.socket, tls: TLS) -> Generator[None, None, str | None]:
-        import ssl  # noqa: PLC0415 - whoever has TLS settings has imported it
+        import ssl  # noqa: PLC0415 - TLS settings have imported it
 
         self._is_tls = True
         name = yield from self._look_at_hello(sock, tls)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from typing import Any
 
 from sockserve.core.active_requests import LiveRequest
+from sockserve.core.servable import Address, Request
 
 __all__ = ["reach", "successor"]
 
 
-def reach(live: LiveRequest, act: Callable[[Any], object]) -> None:
+def reach(live: LiveRequest, act: Callable[[Request], object]) -> None:
     """Call ``act`` with the connection as it is now: the request, or what took its place."""
     request = live.request
     if not isinstance(request, socket.socket) or request.fileno() >= 0:
@@ -38,7 +38,7 @@ def successor(live: LiveRequest) -> socket.socket | None:
     return None
 
 
-def _reach_by_peer(peer: Any, act: Callable[[Any], object]) -> None:
+def _reach_by_peer(peer: Address, act: Callable[[Request], object]) -> None:
     # The number that the descriptor had may be another's by now. An address and port are one connection's.
     if not isinstance(peer, tuple) or not hasattr(socket, "dup"):
         return

@@ -57,7 +57,7 @@ unprepared: dict[int, PeerError] = {}
 """By identity: requests whose ``finish_request()`` is called only so that what ``process_request()`` took is given
 back, with the error to raise in place of running the handler. Empty nearly always."""
 
-# Any: a step is made for one class of servers, often an unbound method of it, and is called with those alone.
+# Not Servable: a step is made for one class of servers, often an unbound method of it, and is called with those alone.
 Step: TypeAlias = Callable[[Any, LiveRequest], None]
 
 _STEPS: dict[object, Step] = {}

@@ -11,6 +11,7 @@ from sockserve.core.deferral import Deferral
 from sockserve.core.hook_marks import drains
 from sockserve.core.intake import by_intake, finishing, is_unix
 from sockserve.core.life_in_place import end_stream, own
+from sockserve.core.servable import Address, Request
 from sockserve.core.serving import finish_lingering, table_of
 from sockserve.core.type_parameters import TypeVar
 from sockserve.errors import DatagramTruncatedError
@@ -81,7 +82,7 @@ class TCPServer(BaseServer[StreamT, AddressT]):
 
     def __init__(
         self,
-        server_address: Any,
+        server_address: Address,
         RequestHandlerClass: HandlerFactory,  # noqa: N803 - stdlib's name
         bind_and_activate: bool = True,
     ) -> None:
@@ -155,7 +156,7 @@ class TCPServer(BaseServer[StreamT, AddressT]):
     def get_request(self) -> tuple[StreamT, AddressT]:
         """Accept one connection; raises BlockingIOError while a loop runs and none is there."""
         intake = self._serving_state.intake
-        accept: Callable[[], tuple[Any, Any]] | None = None if intake is None else intake.accept
+        accept: Callable[[], tuple[Request, Address]] | None = None if intake is None else intake.accept
         if accept is None:
             defer_handshake(self.socket)
             accept = finishing(remembering(self.socket.accept), has_names=is_unix(self))
@@ -259,7 +260,7 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
             # What it is without its header is seen when that is read.
             limit += LONGEST_HEADER
         # One byte more than allowed, and the length itself tells whether the datagram was longer.
-        client_address: Any
+        client_address: Address
         intake = self._serving_state.intake
         if self.answer_from_asked:
             # perf: 1.1 us a datagram more than the ways below.
@@ -276,11 +277,11 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
             client_address = unix_name(client_address)
         return (data, sock), client_address
 
-    def _serving_receive_asked(self, size: int) -> tuple[tuple[bytes, socket.socket], Any]:
+    def _serving_receive_asked(self, size: int) -> tuple[tuple[bytes, socket.socket], Address]:
         receiver = self._serving_asked
         if receiver is None or receiver.sock is not self.socket:
             receiver = self._serving_asked = AskedReceiver(self.socket)
-        received: tuple[tuple[bytes, socket.socket], Any] = remembering(receiver.receive)(size)
+        received: tuple[tuple[bytes, socket.socket], Address] = remembering(receiver.receive)(size)
         return received
 
     @property

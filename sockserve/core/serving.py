@@ -176,7 +176,7 @@ class Served:
 
     _serving_state = _made_on_first_use
 
-    def _serving_wrapped(self, request: Any) -> Any:
+    def _serving_wrapped(self, request: Request) -> Request:
         """What is to stand in the place of a connection that TLS was just put around, before the handshake."""
         return request
 
@@ -184,6 +184,7 @@ class Served:
         # The hooks of socketserver, for the mix-ins: each server that they are mixed into has them.
 
         timeout: float | None
+        RequestHandlerClass: Callable[..., Any]
 
         def serve_forever(self, poll_interval: float = ...) -> None: ...
         def server_close(self) -> None: ...

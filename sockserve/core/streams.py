@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
+from sockserve.core.servable import Request
 from sockserve.errors import PeerTimeoutError
 
 __all__ = ["SocketWriter", "StreamReader", "UnbufferedReader", "open_reader", "open_writer"]
@@ -178,7 +179,7 @@ class StreamReader(io.BufferedReader):
         raise io.UnsupportedOperation("seek")
 
     def buffered(self) -> bytes:
-        """What has been read ahead of whoever reads this file; it stays there. Does not touch the connection."""
+        """What was read ahead of the reader of this file; it stays there. Does not touch the connection."""
         self.raw.is_dry = True
         try:
             return super().peek()
@@ -236,7 +237,7 @@ class UnbufferedReader(SocketReader):
 
 
 def open_reader(
-    connection: Any, buffer_size: int, raw_class: Callable[[socket.socket], SocketReader] = SocketReader
+    connection: Request, buffer_size: int, raw_class: Callable[[socket.socket], SocketReader] = SocketReader
 ) -> io.BufferedIOBase:
     """Open a file to read from a connection; ``buffer_size`` as for ``socket.makefile()``."""
     if not _opens_plain_files(connection):
@@ -246,7 +247,7 @@ def open_reader(
     return StreamReader(raw_class(connection), _size(buffer_size))
 
 
-def open_writer(connection: Any, buffer_size: int) -> io.BufferedIOBase:
+def open_writer(connection: Request, buffer_size: int) -> io.BufferedIOBase:
     """Open a file to write to a connection; 0: every write is sent whole, else as for ``socket.makefile()``."""
     if buffer_size == 0:
         return SocketWriter(connection)
@@ -255,7 +256,7 @@ def open_writer(connection: Any, buffer_size: int) -> io.BufferedIOBase:
     return io.BufferedWriter(RawWriter(connection), _size(buffer_size))
 
 
-def _opens_plain_files(connection: Any) -> bool:
+def _opens_plain_files(connection: Request) -> bool:
     # gevent's sockets, and a test's stand-in, bring files of their own.
     makefile: object = getattr(type(connection), "makefile", None)  # pyright: ignore[reportUnknownArgumentType]
     return makefile is socket.socket.makefile

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sockserve.core.accept_failures import not_taken
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.request_life import take
+from sockserve.core.servable import AnyServer
 from sockserve.core.serving import events_of, table_of
 from sockserve.net.watched_socket import forget_taken
 
 __all__ = ["take_without_loop"]
 
 
-def take_without_loop(server: Any) -> bool:
+def take_without_loop(server: AnyServer) -> bool:
     """Take one request that is ready; return whether there was one. In the thread that calls ``handle_request()``.
 
     Raises ListenerLostError, what ``handle_error()`` raises, and what is no Exception.
