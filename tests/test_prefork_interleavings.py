@@ -19,6 +19,10 @@ from sockserve.testing import call_within
 
 LOOPBACK = ("127.0.0.1", 0)
 
+ROOMS = [*(f"concurrency/prefork/{name}.py" for name in ("supervisor", "crew", "phases", "pauses")), "core/loop.py"]
+"""Where the queue of a supervisor is, its phase, and what wakes it. What else these call knows nothing of that: all
+that comes in the middle of it is as good as what comes before."""
+
 
 class Idle(sockserve.BaseRequestHandler):
     """Answers nothing."""
@@ -41,8 +45,7 @@ def starts(
     was_ready = False
     # Hundreds of workers end, and none shall give way to the next.
     monkeypatch.setattr(worker_commands, "END_PAUSE", 0.0)
-    # What these two call knows no supervisor: what comes in the middle of it is as good as what comes before.
-    every_step = steps("line", ("concurrency/prefork/", "core/loop.py"))
+    every_step = steps("line", ROOMS)
     while not was_ready:
         step = next(every_step)
         with One(LOOPBACK, Idle) as server:
