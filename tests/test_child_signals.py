@@ -6,6 +6,8 @@ import os
 import pathlib
 import re
 import signal
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 from support.programs import START_LIMIT, Program
@@ -146,14 +148,26 @@ WAYS = [
 WAYS += [("class", "fork")]
 
 
-@pytest.mark.parametrize(("run", "model"), WAYS)
-def test_a_child_inherits_what_the_program_had(run: str, model: str) -> None:
-    """Handlers, ignored and blocked signals and the wake-up descriptor, by every way to make a process."""
+class Served(NamedTuple):
+    """A program that serves, how its handlers run, and where."""
+
+    model: str
+    address: tuple[str, int]
+
+
+@pytest.fixture(scope="module", params=WAYS, ids="-".join)
+def served_in_each_way(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """One program for the tests that only look at what its handlers make."""
+    run, model = request.param
     with program(run, model, before="signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})") as served:
-        address = ("127.0.0.1", int(served.line()))
-        for what in (b"fork\n", b"pty\n", b"exec\n"):
-            assert ask(address, what, timeout=START_LIMIT) == b"same"
+        yield Served(model, ("127.0.0.1", int(served.line())))
         served.send(signal.SIGKILL)
+
+
+def test_a_child_inherits_what_the_program_had(served_in_each_way: Served) -> None:
+    """Handlers, ignored and blocked signals and the wake-up descriptor, by every way to make a process."""
+    for what in (b"fork\n", b"pty\n", b"exec\n"):
+        assert ask(served_in_each_way.address, what, timeout=START_LIMIT) == b"same"
 
 
 @pytest.mark.parametrize("run", ["serve with processes", "prefork", "serve"])
@@ -172,22 +186,19 @@ def test_ignored_signals_stay_ignored_for_what_a_handler_starts(run: str) -> Non
         assert served.status(LIMIT) == 0
 
 
-@pytest.mark.parametrize(("run", "model"), WAYS)
-def test_a_signal_to_a_child_is_the_childs_alone(run: str, model: str) -> None:
+def test_a_signal_to_a_child_is_the_childs_alone(served_in_each_way: Served) -> None:
     """It ends by the signal; the client keeps its input, and the process that serves goes on."""
-    with program(run, model) as served:
-        address = ("127.0.0.1", int(served.line()))
-        serves = ask(address, b"who\n", timeout=START_LIMIT)
-        signals = [(b"terminate", -15), (b"quit", -3), (b"hang up", -1)]
-        if model != "thread":
-            # CPython 3.13 may run no Python handler, KeyboardInterrupt's included, in what a thread has forked.
-            signals.append((b"interrupt", 1))
-        for what, status in signals:
-            answer = ask(address, what + b"\nmore\n", timeout=START_LIMIT)
-            assert answer == b"%d more" % status
-        if model != "fork":
-            assert ask(address, b"who\n", timeout=START_LIMIT) == serves
-        served.send(signal.SIGKILL)
+    model, address = served_in_each_way
+    serves = ask(address, b"who\n", timeout=START_LIMIT)
+    signals = [(b"terminate", -15), (b"quit", -3), (b"hang up", -1)]
+    if model != "thread":
+        # CPython 3.13 may run no Python handler, KeyboardInterrupt's included, in what a thread has forked.
+        signals.append((b"interrupt", 1))
+    for what, status in signals:
+        answer = ask(address, what + b"\nmore\n", timeout=START_LIMIT)
+        assert answer == b"%d more" % status
+    if model != "fork":
+        assert ask(address, b"who\n", timeout=START_LIMIT) == serves
 
 
 @pytest.mark.parametrize("run", ["serve with processes", "prefork"])
