@@ -128,7 +128,11 @@ def test_options_of_the_class_reach_the_connection(
     running: Running, attributes: dict[str, Any], answer: tuple[Any, bool]
 ) -> None:
     """Time-out and TCP_NODELAY are set as the class says, and the answer arrives with every kind of buffer."""
-    server = running(sockserve.TCPServer(LOOPBACK, type("Handler", (Options,), attributes)))
+
+    class Server(sockserve.TCPServer):
+        disable_nagle_algorithm = False
+
+    server = running(Server(LOOPBACK, type("Handler", (Options,), attributes)))
     assert ask(server, b"") == repr(answer).encode()
 
 

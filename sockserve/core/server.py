@@ -21,8 +21,9 @@ from sockserve.net.closing import end_input, half_close
 from sockserve.net.dropped import DropCounter
 from sockserve.net.listen import apply_reuse, family_of, open_socket, unix_name
 from sockserve.net.multicast import join, parse_membership
+from sockserve.net.socket_options import SocketOption, keep_alive, send_at_once, set_options
 from sockserve.net.tls import defer_handshake, handshake, is_tls
-from sockserve.net.unix_path import bind_unix
+from sockserve.net.unix_path import Owners, bind_unix
 from sockserve.net.watched_socket import forget_taken, remembering
 
 __all__ = ["TCPServer", "UDPServer"]
@@ -41,7 +42,8 @@ class TCPServer(BaseServer[StreamT, AddressT]):
 
     Beside BaseServer's, class attributes that may be overridden: ``address_family``, ``socket_type``,
     ``request_queue_size``, ``allow_reuse_address``, ``allow_reuse_port``, ``handshake_timeout``, ``socket_mode``,
-    ``tls``, ``tls_at_once``, ``proxy_from``, ``direct_from``.
+    ``socket_owner``, ``socket_group``, ``directory_mode``, ``disable_nagle_algorithm``, ``keepalive``,
+    ``socket_options``, ``tls``, ``tls_at_once``, ``proxy_from``, ``direct_from``.
     """
 
     __module__ = "sockserve"
@@ -77,8 +79,28 @@ class TCPServer(BaseServer[StreamT, AddressT]):
     """Which peers come without a PROXY header; all others that are not in ``proxy_from`` are refused. None: all. Of
     both lists the longer prefix counts, so that a health check may come from a proxy's network."""
 
+    disable_nagle_algorithm: bool = True
+    """Whether small writes are sent at once (TCP_NODELAY, tcp(7)), as in Go and asyncio: an answer in two writes waits
+    for the client's delayed acknowledgement otherwise, 40 ms on Linux."""
+
+    keepalive: tuple[int, int, int] | None = None
+    """Seconds of silence until a peer is asked whether it is still there, seconds between two questions, and how many
+    may go unanswered (SO_KEEPALIVE, tcp(7)); None: never asked."""
+
+    socket_options: Sequence[SocketOption] = ()
+    """``(level, option, value)`` of each option to set before the socket is bound; accepted connections inherit it."""
+
     socket_mode: int | None = None
     """Permissions of a Unix socket's path, for example 0o600; None: what the umask leaves."""
+
+    socket_owner: int | str | None = None
+    """The user that owns a Unix socket's path, by number or name; None: the one that the process has."""
+
+    socket_group: int | str | None = None
+    """Its group, likewise."""
+
+    directory_mode: int | None = None
+    """Permissions with which the directory of a Unix socket's path is made if it is missing; None: it must be there."""
 
     def __init__(
         self,
@@ -105,9 +127,15 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         A Unix path that no process listens on any more is replaced, a live server's never. Raises OSError.
         """
         apply_reuse(self.socket, bool(self.allow_reuse_address), bool(self.allow_reuse_port))
+        if self.disable_nagle_algorithm:
+            send_at_once(self.socket)
+        if self.keepalive is not None:
+            keep_alive(self.socket, *self.keepalive)
+        set_options(self.socket, self.socket_options)
         if _HAS_UNIX and self.socket.family == socket.AF_UNIX:
             with Deferral():
-                bound_path = bind_unix(self.socket, self.server_address, self.socket_mode)
+                owners = Owners(self.socket_owner, self.socket_group)
+                bound_path = bind_unix(self.socket, self.server_address, self.socket_mode, owners, self.directory_mode)
                 self._serving_state.bound_path = bound_path
                 self._serving_state.lifecycle.when_serving = None if bound_path is None else bound_path.serve
             self.server_address = unix_name(self.socket.getsockname())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import mmap
 import os
 import socket
@@ -19,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sockserve.errors import AddressError
 
@@ -29,7 +30,7 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     import pathlib
 
-__all__ = ["BoundPath", "bind_unix"]
+__all__ = ["BoundPath", "Owners", "bind_unix"]
 
 _LOCK_PATIENCE = 2.0
 """Seconds to wait for the lock of a directory. A server that starts holds it for microseconds. Any process that can
@@ -189,17 +190,46 @@ def _identity(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
+class Owners(NamedTuple):
+    """To what user and group a path is to belong: numbers, or names; None: as the system gives them."""
+
+    user: int | str | None = None
+    group: int | str | None = None
+
+    def numbers(self) -> tuple[int, int]:
+        """Return both as numbers, -1 for None. Raises LookupError for a name that the system does not know."""
+        return _number_of(self.user, "user", "pwd", "getpwnam", 2), _number_of(
+            self.group, "group", "grp", "getgrnam", 2
+        )
+
+
+def _number_of(name: int | str | None, what: str, module: str, function: str, place: int) -> int:
+    if name is None or isinstance(name, int):
+        return -1 if name is None else name
+    try:
+        return int(getattr(importlib.import_module(module), function)(name)[place])
+    except KeyError:
+        raise LookupError(f"the system knows no {what} {name!r}") from None
+
+
 def bind_unix(
-    sock: socket.socket, address: str | bytes | os.PathLike[str] | os.PathLike[bytes], mode: int | None
+    sock: socket.socket,
+    address: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+    mode: int | None,
+    owners: Owners = Owners(),  # noqa: B008 - it never changes
+    directory_mode: int | None = None,
 ) -> BoundPath | None:
     """Bind a Unix socket. A path that a dead server has left is replaced; anything else there is not touched.
 
     Of any number of processes that do this for one path at the same time, exactly one succeeds and keeps it. ``mode``:
-    the path's permissions, whatever the umask; at no moment has it others. None: what the umask leaves. Returns None if
-    no path was made: for an abstract name, and for the empty name, which Linux replaces (unix(7)).
+    the path's permissions, whatever the umask; at no moment has it others. None: what the umask leaves. ``owners``: to
+    what the path belongs before the socket listens. ``directory_mode``: the permissions of the path's directory, if
+    that is missing and is to be made, with the same owners; None: it must be there. Returns None if no path was made:
+    for an abstract name, and for the empty name, which Linux replaces (unix(7)).
 
-    OSError: EADDRINUSE names the path if there is something that may be alive, or if another program has exchanged what
-    was bound; else as bind(2). AddressError: a NUL is inside the path, where the kernel would end it.
+    LookupError: there is no such user or group. OSError: EADDRINUSE names the path if there is something that may be
+    alive, or if another program has exchanged what was bound; else as bind(2). AddressError: a NUL is inside the path,
+    where the kernel would end it.
     """
     name = os.fspath(address)
     raw = os.fsencode(name)
@@ -214,6 +244,9 @@ def bind_unix(
     path = pathlib.Path(os.fsdecode(raw))
     if not path.is_absolute():
         path = pathlib.Path.cwd() / path
+    user, group = owners.numbers()
+    if directory_mode is not None:
+        _make_directory(path.parent, directory_mode, user, group)
     if not _try_to_bind(sock, name, mode):
         with _one_starter_at_a_time(path.parent):
             _remove_stale(name, path)
@@ -223,20 +256,37 @@ def bind_unix(
     if not stat.S_ISSOCK(found.st_mode):
         raise _exchanged(path)
     bound = BoundPath(path, found)
-    if mode is not None and stat.S_IMODE(found.st_mode) != mode:
+    if mode is None:
+        mode = stat.S_IMODE(found.st_mode)
+    if stat.S_IMODE(found.st_mode) != mode or (user, group) != (-1, -1):
         try:
-            _permit(sock, bound, mode)
+            _permit(sock, bound, mode, user, group)
         except BaseException:
             bound.unlink()
             raise
     return bound
 
 
-def _permit(sock: socket.socket, bound: BoundPath, mode: int) -> None:
-    """Give what was bound the permissions that the umask has removed from ``mode``. Raises OSError."""
+def _make_directory(path: pathlib.Path, mode: int, user: int, group: int) -> None:
+    """Make a directory, unless it is there. At no moment has it more permissions than ``mode``. Raises OSError."""
+    try:
+        os.mkdir(path, mode & 0o700)
+    except FileExistsError:
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchown(fd, user, group)
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
+
+
+def _permit(sock: socket.socket, bound: BoundPath, mode: int, user: int, group: int) -> None:
+    """Give what was bound to its owners, with the permissions that the umask has removed. Raises OSError."""
     if sys.platform != "linux":
         if not _is_bound(bound, bound.path.lstat(), mode):
             raise _exchanged(bound.path)
+        os.chown(bound.path, user, group, follow_symlinks=False)
         try:
             os.chmod(bound.path, mode, follow_symlinks=False)
         except NotImplementedError as error:
@@ -251,6 +301,7 @@ def _permit(sock: socket.socket, bound: BoundPath, mode: int) -> None:
         if not _is_bound(bound, os.fstat(fd), mode):
             raise _exchanged(bound.path)
         # open(2), O_PATH: the descriptor means the file itself, whatever its path leads to now.
+        os.chown(f"/proc/self/fd/{fd}", user, group)
         os.chmod(f"/proc/self/fd/{fd}", mode)
     finally:
         os.close(fd)
