@@ -1,4 +1,4 @@
-"""The pytest fixture ``running``: what ``sockserve.testing.running`` does, for the length of a test."""
+"""The pytest fixtures ``running``, a server for the length of a test, and ``certificate_authority``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import pytest
 
 if TYPE_CHECKING:
+    from sockserve.testing.certificates import CertificateAuthority
     from sockserve.testing.servers import Servable
 
-__all__ = ["Running", "has_failed", "pytest_runtest_logreport", "running"]
+__all__ = ["Running", "certificate_authority", "has_failed", "pytest_runtest_logreport", "running"]
 
 # Every pytest run of an environment in which sockserve is installed imports this module, whatever its pytest: nothing
 # here may need a pytest newer than 6.2, or import more of sockserve than the package itself.
@@ -42,6 +43,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def has_failed(item: pytest.Item) -> bool:
     """Say whether a phase of a test has failed so far."""
     return item.nodeid in _failed
+
+
+@pytest.fixture(scope="session")
+def certificate_authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    """Signs certificates for servers and clients of this session: ``certificate_authority.sign("localhost")``."""
+    from sockserve.testing.certificates import CertificateAuthority  # noqa: PLC0415 - as below
+
+    return CertificateAuthority(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture

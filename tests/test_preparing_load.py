@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.certificates import Files, Pki
+from support.certificates import Pki
 from support.log_watch import ExpectLog
 from support.preparing import HEADER, InMemory, Tell, each_concurrent_model, make
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
-from sockserve.core import preparing, request_life
+from sockserve.core import cutting, preparing
 from sockserve.core.preparing import Preparation
 from sockserve.net.closing import cut
 from sockserve.pytest_plugin import Running
-from sockserve.testing import HalfHandshake, Stall, connect
+from sockserve.testing import Certificate, HalfHandshake, Stall, connect
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_drain_lets_a_handshake_come_to_its_end(
     running: Running, pki: Pki, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     """One that has just begun is served during the drain; then its handler sees end-of-file as any other."""
-    for module in (preparing, request_life):
+    for module in (preparing, cutting):
         monkeypatch.setattr(module, "DRAIN_GRACE", LIMIT)
     server = running(make(model, Tell, tls=sockserve.TLS(*pki.a)))
     begun = threading.Event()
@@ -139,7 +139,7 @@ def test_x17_reloads_disturb_no_handshake(running: Running, pki: Pki, tmp_path: 
     """X17: while the certificate is exchanged again and again, every client of several threads is served."""
     loaded = expect_log(logging.INFO, "TLS: loaded")
     expect_log(logging.ERROR, "the certificate in use stays", at_least=0)
-    files = Files(tmp_path / "crt", tmp_path / "key")
+    files = Certificate(str(tmp_path / "crt"), str(tmp_path / "key"))
     for source, target in zip(pki.a, files, strict=True):
         shutil.copy(source, target)
     tls = sockserve.TLS(*files)

@@ -178,7 +178,9 @@ def test_installing_is_enough(pytester: pytest.Pytester, monkeypatch: pytest.Mon
 
 def test_an_older_pytest_imports_it(tmp_path: pathlib.Path) -> None:
     """The plugin imports with what pytest 6.2 has: no ``StashKey``, no ``wrapper``; and no server comes with it."""
-    (tmp_path / "pytest.py").write_text("def fixture(function): return function\n")
+    (tmp_path / "pytest.py").write_text(
+        "def fixture(function=None, scope=None): return function or (lambda function: function)\n"
+    )
     program = """
         import sys
         import sockserve.pytest_plugin as plugin

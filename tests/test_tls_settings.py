@@ -10,11 +10,12 @@ import ssl
 from typing import Any
 
 import pytest
-from support.certificates import Files, Pki
+from support.certificates import Pki
 from support.log_watch import ExpectLog
 
 import sockserve
 from sockserve.net.tls_settings import TLS, as_tls
+from sockserve.testing import Certificate
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,9 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 
 @pytest.fixture
-def files(pki: Pki, tmp_path: pathlib.Path) -> Files:
+def files(pki: Pki, tmp_path: pathlib.Path) -> Certificate:
     """A copy of the certificate of a.test that the test may replace."""
-    return Files(*(pathlib.Path(shutil.copy(each, tmp_path / each.name)) for each in pki.a))
+    return Certificate(*(str(shutil.copy(each, tmp_path)) for each in pki.a))
 
 
 def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, name: str = "a.test", session: Any = None) -> Any:
@@ -164,7 +165,7 @@ def test_what_cannot_be_used_is_an_error_at_the_start(pki: Pki, tmp_path: pathli
         assert TLS(*pki.locked, password=password).context
 
 
-def test_x17_a_renewed_certificate_makes_another_context(pki: Pki, files: Files, expect_log: ExpectLog) -> None:
+def test_x17_a_renewed_certificate_makes_another_context(pki: Pki, files: Certificate, expect_log: ExpectLog) -> None:
     """X17: the context in use is left as it is, and the next client gets the new one."""
     loaded = expect_log(logging.INFO, "TLS: loaded .*a.test.crt")
     tls = TLS(*files, check_every=0)
@@ -180,7 +181,7 @@ def test_x17_a_renewed_certificate_makes_another_context(pki: Pki, files: Files,
     assert names_of(shake_hands(old, pki.client())[0]) == "a.test"
 
 
-def test_files_are_looked_at_once_in_a_while(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_looked_at_once_in_a_while(files: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two looks a client costs nothing but the question for the time."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
@@ -197,7 +198,7 @@ def test_files_are_looked_at_once_in_a_while(files: Files, monkeypatch: pytest.M
     assert tls.context is not old
 
 
-def test_x18_a_pair_that_does_not_fit_keeps_the_old_one(pki: Pki, files: Files, expect_log: ExpectLog) -> None:
+def test_x18_a_pair_that_does_not_fit_keeps_the_old_one(pki: Pki, files: Certificate, expect_log: ExpectLog) -> None:
     """X18: with the key still missing the old context serves, which the log says once; with it the new one does."""
     refused = expect_log(logging.ERROR, "the certificate in use stays.*mismatch")
     loaded = expect_log(logging.INFO, "TLS: loaded")
@@ -215,11 +216,11 @@ def test_x18_a_pair_that_does_not_fit_keeps_the_old_one(pki: Pki, files: Files, 
     assert names_of(shake_hands(tls.context, pki.client(), "b.test")[0]) == "b.test"
 
 
-def test_a_certificate_that_is_gone_keeps_the_old_one(files: Files, expect_log: ExpectLog) -> None:
+def test_a_certificate_that_is_gone_keeps_the_old_one(files: Certificate, expect_log: ExpectLog) -> None:
     """A file that is missing, or cannot be read, is one line, and the same again is none."""
     refused = expect_log(logging.ERROR, "a.test.crt.*No such file")
     tls = TLS(*files, check_every=0)
-    files.certificate.unlink()
+    pathlib.Path(files.certificate).unlink()
     for _ in range(3):
         tls.check()
     assert len(refused.wait()) == 1
@@ -243,7 +244,7 @@ def test_x19_a_swapped_link_is_seen(pki: Pki, tmp_path: pathlib.Path, expect_log
 
 
 def test_files_that_change_while_they_are_loaded_are_no_error(
-    pki: Pki, files: Files, monkeypatch: pytest.MonkeyPatch
+    pki: Pki, files: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both are opened one after the other: an exchange between the two is seen, and they are loaded again."""
     tls = TLS(*files, check_every=0)
@@ -261,7 +262,7 @@ def test_files_that_change_while_they_are_loaded_are_no_error(
     assert names_of(shake_hands(tls.context, pki.client(), "b.test")[0]) == "b.test"
 
 
-def test_a_reload_is_of_the_hosts_too(pki: Pki, files: Files, expect_log: ExpectLog) -> None:
+def test_a_reload_is_of_the_hosts_too(pki: Pki, files: Certificate, expect_log: ExpectLog) -> None:
     """All are loaded, and one that fails is told."""
     expect_log(logging.INFO, "TLS: loaded")
     expect_log(logging.ERROR, "No such file")
@@ -271,7 +272,7 @@ def test_a_reload_is_of_the_hosts_too(pki: Pki, files: Files, expect_log: Expect
     assert tls.reload()
     assert tls.context is not old[0]
     assert tls.context_for("a.test") is not old[1]
-    files.key.unlink()
+    pathlib.Path(files.key).unlink()
     assert not tls.reload()
 
 

@@ -46,6 +46,7 @@ examples:
   python -m sockserve.client tcp://127.0.0.1:9000 --line hello
   python -m sockserve.client unix:/run/app.sock <request.json
   python -m sockserve.client tcp://localhost:8443 --tls --cafile server.pem --line hello
+  python -m sockserve.client tls://localhost:8443 --cafile server.pem --proxy-header 192.0.2.1:5000,192.0.2.9:443
   python -m sockserve.client udp://127.0.0.1:514 --wait 0 --line "<13>something happened"
 """
 
@@ -61,10 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _open(options.address) as connection:
             if connection.type == socket.SOCK_DGRAM:
-                _exchange_datagrams(
-                    connection, [options.line] if options.line is not None else input_lines(), options.wait
-                )
+                lines = [options.line] if options.line is not None else input_lines()
+                _exchange_datagrams(connection, (options.proxy_header + line for line in lines), options.wait)
             else:
+                if options.proxy_header:
+                    connection.sendall(options.proxy_header)
                 layer = Plain() if options.tls is None else Tls(connection, options.tls, _host(options.address))
                 trouble = "lost the connection to"
                 Conversation(connection, layer, options.line).run()
@@ -94,6 +96,11 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cafile", metavar="FILE", help="with --tls, trust the certificates in this PEM file instead")
     parser.add_argument("--insecure", action="store_true", help="with --tls, trust every certificate")
     parser.add_argument(
+        "--proxy-header",
+        metavar="SOURCE,DESTINATION",
+        help="begin with a PROXY header, as 192.0.2.1:5000,192.0.2.9:443; local: a connection of the proxy's own",
+    )
+    parser.add_argument(
         "--wait",
         metavar="S",
         type=_seconds,
@@ -104,6 +111,11 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         options.address = parse_address(options.address)
     except AddressError as error:
         parser.error(str(error))
+    options.tls = options.tls or options.address.scheme == "tls"
+    try:
+        options.proxy_header = _proxy_header(options.proxy_header, options.address.type == socket.SOCK_DGRAM)
+    except ValueError as error:
+        parser.error(f"--proxy-header: {error}")
     if options.tls and options.address.type == socket.SOCK_DGRAM:
         parser.error("--tls is for streams")
     if (options.cafile or options.insecure) and not options.tls:
@@ -116,6 +128,21 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     except OSError as error:
         parser.error(f"--cafile {options.cafile}: {_reason(error)}")
     return options
+
+
+def _proxy_header(text: str | None, is_datagram: bool) -> bytes:
+    if text is None:
+        return b""
+    # Only here: a program without proxies need not pay for it.
+    from sockserve.net.proxy_header import ProxyHeader  # noqa: PLC0415
+
+    if text == "local":
+        return ProxyHeader(2, "LOCAL").to_bytes()
+    source, comma, destination = text.partition(",")
+    if not comma:
+        raise ValueError(f"{text!r} is neither two addresses with a comma between them nor local")
+    first, second = (parse_address(f"tcp://{each}").sockaddr for each in (source, destination))
+    return ProxyHeader(2, "PROXY", first, second).to_bytes(datagram=is_datagram)
 
 
 def _seconds(text: str) -> float:

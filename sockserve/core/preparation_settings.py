@@ -54,6 +54,8 @@ def check_settings(server: AnyServer) -> None:
         if server.socket_type != socket.SOCK_STREAM:
             raise TypeError(f"{server}: tls is for stream sockets only")
         tls_of(server)
+    if server.proxy_from and server.socket_type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        raise TypeError(f"{server}: proxy_from is for streams and datagrams only")
     networks_of(server.proxy_from)
     networks_of(server.direct_from or ())
 

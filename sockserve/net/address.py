@@ -186,6 +186,9 @@ _SCHEMES = {
             "tcp://:8000": "TCP on every interface, IPv4 and IPv6",
         },
     ),
+    "tls": _Scheme(
+        socket.SOCK_STREAM, _read_host_and_port, {"tls://127.0.0.1:8443": "TCP with TLS, in the same forms"}
+    ),
     "udp": _Scheme(socket.SOCK_DGRAM, _read_host_and_port, {"udp://127.0.0.1:5353": "UDP, in the same forms as TCP"}),
     "unix": _Scheme(
         socket.SOCK_STREAM,

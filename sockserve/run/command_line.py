@@ -15,14 +15,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sockserve.errors import AddressError, SockserveError
+from sockserve.errors import AddressError, SockserveError, TLSSettingsError
 from sockserve.log import log
-from sockserve.net.address import ACCEPTED_FORMS, format_address, parse_address
+from sockserve.net.address import ACCEPTED_FORMS, parse_address
 from sockserve.run.echo import Echo
 from sockserve.run.loading import load_handler
-from sockserve.run.opening import AnyServer
+from sockserve.run.opening import AnyServer, address_of, check_tls
 from sockserve.run.options import OPTIONS, Option, misfit
 from sockserve.run.serve import serve
+from sockserve.run.tls_options import add_tls_options, read_tls
 
 __all__ = ["main", "read_arguments"]
 
@@ -36,7 +37,8 @@ SIGTERM or Ctrl-C stops: no new requests, those in progress may end, a second on
 make no sense.
 
 With --processes, SIGHUP replaces the workers one after the other by such that load the handler's class anew, without
-losing a request; SIGTTIN and SIGTTOU make it one worker more or less. Without it they are answered by a warning.
+losing a request; SIGTTIN and SIGTTOU make it one worker more or less. Without it they are answered by a warning. With
+--tls-cert, SIGHUP loads the certificates anew; that happens by itself, too, when a client comes and a file has changed.
 
 addresses:
 {ACCEPTED_FORMS}
@@ -48,6 +50,8 @@ examples:
   sockserve --processes 4 --model pool shop.orders:OrderHandler tcp://:9000
   sockserve --model fork --max-children 8 --drain-timeout 60 shop.orders:OrderHandler tcp://:9000
   sockserve http.server:SimpleHTTPRequestHandler tcp://127.0.0.1:8000
+  sockserve --tls-cert server.pem --tls-host b.example=b.pem shop.orders:OrderHandler tls://:8443
+  sockserve --proxy-from 10.0.0.0/8 shop.orders:OrderHandler tcp://:9000
 """
 
 
@@ -64,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.name or options.handler,
             *options.addresses,
             **{option.name: getattr(options, option.name) for option in OPTIONS},
+            tls=options.tls,
             ready=functools.partial(_tell, options.handler),
         )
     except (SockserveError, OSError) as error:
@@ -101,6 +106,7 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             default=option.default,
             help=option.help,
         )
+    add_tls_options(parser)
     parser.add_argument("--log-level", choices=LEVELS, type=str.lower, default="warning", help="(default: %(default)s)")
     options = parser.parse_intermixed_args(argv)
     found = misfit(vars(options))
@@ -109,8 +115,10 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"{option.flag} is for {purpose.of_command}")
     try:
         options.name, options.addresses = _read_words(options.words)
+        options.tls = read_tls(options)
+        check_tls(options.addresses, options.tls)
         options.handler = Echo if options.name is None else load_handler(options.name)
-    except ValueError as error:
+    except (ValueError, TLSSettingsError) as error:
         parser.error(str(error))
     return options
 
@@ -147,9 +155,9 @@ def _tell(handler: type, servers: tuple[AnyServer, ...]) -> None:
 
     In one write, so that the lines of two programs do not mix.
     """
-    lines = [f"Listening on {format_address(server.socket)}" for server in servers]
+    lines = [f"Listening on {address_of(server)}" for server in servers]
     if handler is Echo:
-        commands = [command for server in servers if (command := _netcat(server.socket)) is not None]
+        commands = [command for server in servers if (command := _client_of(server)) is not None]
         lines += ["Talk to it from another terminal:", *(f"  echo hello | {command}" for command in commands)]
     _write_if_possible("".join(f"{line}\n" for line in lines))
 
@@ -193,6 +201,12 @@ def _open_missing_streams() -> None:
         except OSError:
             # open(2) gives the lowest free descriptor: this one.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
+def _client_of(server: AnyServer) -> str | None:
+    if server.tls is not None:
+        return f"python3 -m sockserve.client {address_of(server)} --insecure"
+    return _netcat(server.socket)
 
 
 def _netcat(listener: socket.socket) -> str | None:

@@ -6,19 +6,20 @@ import contextlib
 import errno
 import functools
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 from sockserve.core.base_server import HandlerFactory
 from sockserve.core.deferral import Deferral
+from sockserve.core.preparation_settings import tls_of
 from sockserve.core.server import TCPServer
 from sockserve.errors import AddressError, BindError
 from sockserve.log import log
-from sockserve.net.address import Address, parse_address
+from sockserve.net.address import Address, format_address, parse_address
 from sockserve.net.listen import adopt, unix_name
 from sockserve.ready_made import server_class
 
-__all__ = ["AnyServer", "open_servers", "roots_of"]
+__all__ = ["AnyServer", "address_of", "check_tls", "open_servers", "reload_tls", "roots_of"]
 
 AnyServer: TypeAlias = TCPServer[Any, Any]
 
@@ -87,6 +88,27 @@ def open_servers(
 _Make: TypeAlias = Callable[[Any, Deferral], AnyServer]
 
 
+def check_tls(addresses: Sequence[str], tls: object) -> None:
+    """Raise ValueError if there is TLS and no address for it, or the reverse. AddressError, TypeError."""
+    is_for_tls = [parse_address(text).scheme == "tls" for text in addresses]
+    if tls is None and any(is_for_tls):
+        raise ValueError(f"{addresses[is_for_tls.index(True)]} needs tls, a certificate")
+    if tls is not None and not any(is_for_tls):
+        raise ValueError("tls is for tls:// addresses, and there are none")
+
+
+def address_of(server: AnyServer) -> str:
+    """The address text of a server that is bound."""
+    text = format_address(server.socket)
+    return text if server.tls is None else text.replace("tcp:", "tls:", 1)
+
+
+def reload_tls(servers: Iterable[AnyServer]) -> None:
+    """Load the TLS of the servers anew, once for all that share it. What fails the log says."""
+    for tls in {id(tls): tls for server in servers if (tls := tls_of(server)) is not None}.values():
+        tls.reload()
+
+
 def _open(make: _Make, address: Address, settings: Mapping[str, object], signals: Deferral) -> list[AnyServer]:
     if isinstance(address.sockaddr, tuple) and not address.sockaddr[0]:
         return _open_everywhere(make, address, settings, signals)
@@ -122,6 +144,9 @@ def _open_everywhere(
 def _open_one(server: AnyServer, address: Address, settings: Mapping[str, object]) -> AnyServer:
     try:
         vars(server).update(settings)
+        if address.scheme != "tls":
+            # Beside one with TLS.
+            server.tls = None
         if address.scheme != "fd":
             if server.socket.family == socket.AF_INET6:
                 # [::] takes the IPv4 port too unless it is told not to (ipv6(7)); then nothing else may have that one.
@@ -163,7 +188,7 @@ def _make(handler: HandlerFactory, address: Address, model: str, name: Any, sign
                     f"{address} takes {_WORDS.get(kind)}, and {handler!r} is a {root}: for {_WORDS[_SERVES[root]]}"
                 )
         try:
-            server = server_class(model, scheme)(name, handler, bind_and_activate=False)
+            server = server_class(model, "tcp" if scheme == "tls" else scheme)(name, handler, bind_and_activate=False)
         except OSError as error:
             # EAFNOSUPPORT: a system without IPv6.
             raise _refusal(address, error) from error

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from sockserve.net.networks import networks_of
 from sockserve.ready_made import MODELS
 from sockserve.seconds import limit_of
 
@@ -115,6 +116,25 @@ class Seconds:
         return limit_of(value, name)
 
 
+class NetworkList:
+    """Networks, as "10.0.0.0/8", and "unix"."""
+
+    metavar = "CIDR,..."
+    choices = None
+
+    def read(self, text: str) -> Sequence[str]:
+        """The networks between the commas."""
+        found = text.split(",")
+        networks_of(found)
+        return found
+
+    def check(self, name: str, value: Any) -> Any:
+        """The same networks."""
+        if value is not None:
+            networks_of(value)
+        return value
+
+
 class Purpose(NamedTuple):
     """What an option is for: without that it makes no sense."""
 
@@ -135,7 +155,7 @@ class Option(NamedTuple):
     """For the command line; %(default)s stands for the default."""
     purposes: Sequence[Purpose] = ()
     attribute: str | None = None
-    """What each server has of it, unless it is None."""
+    """What each server has of it, unless it is the default."""
 
     @property
     def flag(self) -> str:
@@ -225,6 +245,21 @@ OPTIONS = (
         "connections that wait in the kernel until they are accepted (default: as many as the system allows)",
         attribute="request_queue_size",
     ),
+    # which of its peers are proxies
+    Option(
+        "proxy_from",
+        NetworkList(),
+        (),
+        "networks of proxies, and unix: from these a PROXY header must come, and is believed",
+        attribute="proxy_from",
+    ),
+    Option(
+        "direct_from",
+        NetworkList(),
+        None,
+        "networks that come without a PROXY header; others are refused (default: all that are not in --proxy-from)",
+        attribute="direct_from",
+    ),
     # how it ends
     Option(
         "drain_timeout",
@@ -258,5 +293,8 @@ def check(values: Values) -> dict[str, Any]:
 
 def server_attributes(values: Values) -> dict[str, Any]:
     """What each server gets of them as attributes: those that were given."""
-    found = {option.attribute: values[option.name] for option in OPTIONS if option.attribute is not None}
-    return {name: value for name, value in found.items() if value is not None}
+    return {
+        option.attribute: values[option.name]
+        for option in OPTIONS
+        if option.attribute is not None and values[option.name] != option.default
+    }

@@ -20,10 +20,9 @@ from sockserve.core.loop import Loop
 from sockserve.core.server import TCPServer
 from sockserve.core.serving import serving_of
 from sockserve.errors import AlreadyServingError
-from sockserve.net.address import format_address
 from sockserve.net.listen import listens
 from sockserve.run.loading import forget_modules, load_handler
-from sockserve.run.opening import AnyServer
+from sockserve.run.opening import AnyServer, address_of, reload_tls
 from sockserve.run.signals import handling
 from sockserve.run.stopping import Draining
 from sockserve.run.working_directory import WorkingDirectory
@@ -58,8 +57,10 @@ class _Service:
         loop = Loop()
 
         def serve() -> None:
-            if link.orders.is_anew and self._name is not None:
-                self._load_anew(self._name)
+            if link.orders.is_anew:
+                if self._name is not None:
+                    self._load_anew(self._name)
+                reload_tls(self._servers)
             for server in self._servers:
                 server.attach(loop)
             link.beat_in(loop)
@@ -123,7 +124,7 @@ def serve_in_processes(
     ``early``: those that came before; if there was one, no worker is made. Raises CrashLoopError.
     """
     service = _Service(servers, name, observers, ready)
-    supervisor = Supervisor(", ".join(format_address(server.socket) for server in servers), service, processes)
+    supervisor = Supervisor(", ".join(address_of(server) for server in servers), service, processes)
     for server in servers:
         if listens(server.socket):
             # For all processes and for good: given back by one, it would let the others block in accept().

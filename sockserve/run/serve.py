@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from sockserve.core.base_server import HandlerFactory
 from sockserve.core.deferral import Deferral
@@ -15,9 +16,8 @@ from sockserve.core.events import Counters, Observer
 from sockserve.core.lifecycle import CutShort
 from sockserve.core.loop import Loop
 from sockserve.log import counted, log
-from sockserve.net.address import format_address
 from sockserve.run.loading import load_handler
-from sockserve.run.opening import AnyServer, open_servers
+from sockserve.run.opening import AnyServer, address_of, check_tls, open_servers, reload_tls
 from sockserve.run.options import check, server_attributes
 from sockserve.run.orphans import leave_orphans_to_a_parent
 from sockserve.run.signals import answering_for_processes, handling, noting_sigterm
@@ -42,6 +42,10 @@ def serve(
     worker_timeout: float | None = 60.0,
     # how it listens
     backlog: int | None = None,
+    # what comes before a handler
+    tls: Any = None,
+    proxy_from: Sequence[str] = (),
+    direct_from: Sequence[str] | None = None,
     # how it ends
     drain_timeout: float | None = 30.0,
     install_signal_handlers: bool = True,
@@ -61,7 +65,8 @@ def serve(
     its exit status. No status is taken from the program's own children. Else as process 1 a warning is logged.
 
     handler: the class, or any callable that takes ``(request, client_address, server)``; or "package.module:Class".
-    addresses: ``tcp://host:port``, ``tcp://[::1]:0``, ``udp://…``, ``unix:/path``, ``unix-dgram:/path``, ``fd:N``.
+    addresses: ``tcp://host:port``, ``tcp://[::1]:0``, ``udp://…``, ``unix:/path``, ``unix-dgram:/path``, ``fd:N``;
+        ``tls://host:port`` is TCP with TLS.
         Without a host (``tcp://:80``) two servers have the port, for IPv4 and for IPv6. Of a
         host name one address is bound, an IPv4 one if there is any. A descriptor is closed at the end.
     model: "thread", "pool", "fork", "greenlet" or "inline", which serves one request at a time, whatever the addresses.
@@ -72,12 +77,16 @@ def serve(
         SIGTTIN and SIGTTOU make it one more or less. Observers hear in the workers; the counters are those of all, and
         no address is left before all are. ``suspend()`` has an effect once all servers are suspended, and what the
         workers have in progress is nothing that ``wait_idle()`` or ``drain()`` of a server would know of.
-        Without processes a SIGHUP with its default meaning is logged as without effect, and so are SIGTTIN and SIGTTOU
-        if there is no controlling terminal, which would stop a background job by them.
+        Without processes a SIGHUP with its default meaning is logged as without effect, unless it loads ``tls`` anew,
+        and so are SIGTTIN and SIGTTOU if there is no controlling terminal, which would stop a background job by them.
     max_requests: after about how many requests a worker is replaced; None: never.
     worker_timeout: seconds after which a worker whose loop stands still is replaced; None: never.
     backlog: connections that the kernel may hold until they are accepted (listen(2)); None: as many as the system
         allows.
+    tls: what the ``tls://`` addresses need, and no other has: a ``sockserve.TLS``, an ``ssl.SSLContext``, or a function
+        that makes one. SIGHUP loads it anew.
+    proxy_from, direct_from: which peers must send a PROXY header, and which may come without: as the attributes of
+        ``TCPServer``.
     install_signal_handlers: false leaves signals alone. So does any other thread than the main one, where Python allows
         no handlers. Serving then ends when ``shutdown()`` has been called on every server.
     observers: hear what happens to requests, beside the log and the counters.
@@ -94,6 +103,7 @@ def serve(
     if not addresses:
         raise TypeError("serve() needs an address")
     values = check(given)
+    check_tls(addresses, tls)
     leave_orphans_to_a_parent()
     name = handler if isinstance(handler, str) else None
     factory = load_handler(handler) if isinstance(handler, str) else handler
@@ -104,6 +114,7 @@ def serve(
         "daemon_threads": True,
         # When they are closed their requests have had all the time there is.
         "drain_timeout": 0.0,
+        "tls": tls,
         **server_attributes(values),
     }
     with Deferral() as signals, contextlib.ExitStack() as last_first:
@@ -112,7 +123,7 @@ def serve(
         for server in servers:
             last_first.callback(server.server_close)
         for server in servers:
-            log.info("listening on %s", format_address(server.socket))
+            log.info("listening on %s", address_of(server))
         tell = functools.partial(ready or _tell_nobody, tuple(servers))
         if processes is None:
             counters = _serve_here(
@@ -164,8 +175,10 @@ def _serve_here(
             server.observers += (counters, *observers, stop)
             server.attach(loop)
         if handles_signals:
+            has_tls = any(server.tls is not None for server in servers)
+            reload = functools.partial(reload_tls, servers) if has_tls else None
             last_first.enter_context(handling(stop.on_signal))
-            last_first.enter_context(answering_for_processes(loop))
+            last_first.enter_context(answering_for_processes(loop, reload))
             if model in ("inline", "greenlet") and drain_timeout is not None:
                 last_first.enter_context(time_limit(stop, drain_timeout))
         signals.lifted(ready)

@@ -58,8 +58,10 @@ FOR_PROCESSES = {
 
 
 @contextlib.contextmanager
-def answering_for_processes(loop: Loop) -> Generator[None]:
+def answering_for_processes(loop: Loop, reload: Callable[[], object] | None = None) -> Generator[None]:
     """Without worker processes, log what a signal for them would do, instead of being ended or stopped by it.
+
+    ``reload``: what SIGHUP does instead, in the loop.
 
     Only for signals with their default meaning. With a controlling terminal SIGTTIN and SIGTTOU keep theirs, to stop a
     background job: caught, they would come again for each try to read or write. For the main thread only: ValueError.
@@ -70,12 +72,19 @@ def answering_for_processes(loop: Loop) -> Generator[None]:
         loop.call_soon(functools.partial(log.warning, "%s has no effect: it %s with processes only", name, what))
         loop.wake()
 
+    def answer_hangup(_: signal.Signals) -> None:
+        if reload is not None:
+            loop.call_soon(reload)
+            loop.wake()
+
     with contextlib.ExitStack() as last_first:
         for name, what in FOR_PROCESSES.items():
             signum = getattr(signal, name, None)
             if signum is None or get_handler(signum) != signal.SIG_DFL:
                 continue
-            if name == "SIGHUP" or not _has_terminal():
+            if name == "SIGHUP" and reload is not None:
+                last_first.enter_context(handling(answer_hangup, (signum,)))
+            elif name == "SIGHUP" or not _has_terminal():
                 last_first.enter_context(handling(functools.partial(answer, name, what), (signum,)))
         yield
 

@@ -3,17 +3,21 @@
     with running(sockserve.ThreadingTCPServer(("127.0.0.1", 0), MyHandler)) as server:
         assert ask(server, b"hello") == b"HELLO"
 
-They work with the servers of the standard library as well. For pytest there is a fixture ``running``.
+They work with the servers of the standard library as well. For pytest there are the fixtures ``running``
+and ``certificate_authority``.
 """
 
 from __future__ import annotations
 
 from sockserve.net.connecting import connect
+from sockserve.testing.certificates import Certificate, CertificateAuthority
 from sockserve.testing.clients import HalfClose, HalfHandshake, Reset, Stall, Trickle, ask
 from sockserve.testing.leaks import LeakError, leak_guard
 from sockserve.testing.servers import call_within, running
 
 __all__ = [
+    "Certificate",
+    "CertificateAuthority",
     "HalfClose",
     "HalfHandshake",
     "LeakError",
