@@ -157,6 +157,7 @@ def _be_forked() -> None:
             ours, before = _wakeups.pop()
             fd = before if fd == ours else fd
         # perf: each forked request comes here; without suppress() 18 pages fewer are touched, which the kernel copies.
+        # NOTEBOOK.md#a-child-for-each-request
         if fd != -1:
             with contextlib.suppress(ValueError, OSError):
                 # Closed meanwhile.

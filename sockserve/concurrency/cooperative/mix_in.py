@@ -174,6 +174,7 @@ class GreenletMixIn(DispatchingMixIn):
             # No local for the bound method: the frame would keep it for every waiting client.
             del hook
             # perf: as type.__call__() does, without its frame of C, which each switch between greenlets would copy.
+            # NOTEBOOK.md#greenlets-and-ping500-p2
             handler = new(handler_class)
             handler.__init__(request, client_address, self)
         else:

@@ -66,6 +66,7 @@ class CooperativeMethods(WaitingSocket):
             reader = channel.direct
             if reader is not None and reader is getcurrent() and channel.limit is None:
                 # perf: wait_input() and the read in one frame, where a kept connection waits for each of its requests.
+                # NOTEBOOK.md#greenlets-and-ping500-p2
                 switch = reader.hub.switch
                 try:
                     told = switch()
