@@ -80,7 +80,7 @@ if _TYPE_CHECKING:
     from sockserve.greenlets import GreenletUnixDatagramServer as GreenletUnixDatagramServer
     from sockserve.greenlets import GreenletUnixSeqpacketServer as GreenletUnixSeqpacketServer
     from sockserve.greenlets import GreenletUnixStreamServer as GreenletUnixStreamServer
-    from sockserve.http.keep_alive import HTTPKeepAliveMixIn as HTTPKeepAliveMixIn
+    from sockserve.http_keep_alive import HTTPKeepAliveMixIn as HTTPKeepAliveMixIn
     from sockserve.net.proxy_header import ProxyHeader as ProxyHeader
     from sockserve.net.proxy_tlvs import ProxyTLS as ProxyTLS
     from sockserve.net.tls_settings import TLS as TLS
@@ -189,7 +189,7 @@ _NAMES = {
     "sockserve.core.connection_info": "ConnectionInfo TLSInfo",
     "sockserve.core.events": "Counters LogObserver Observer",
     "sockserve.core.handlers": "BaseRequestHandler DatagramRequestHandler StreamRequestHandler",
-    "sockserve.http.keep_alive": "HTTPKeepAliveMixIn",
+    "sockserve.http_keep_alive": "HTTPKeepAliveMixIn",
     "sockserve.core.lifecycle": "Drained",
     "sockserve.core.loop": "Loop",
     "sockserve.core.packets": "PacketRequestHandler UnixSeqpacketServer",

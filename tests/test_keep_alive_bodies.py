@@ -17,7 +17,7 @@ from support.waiting import wait_until
 
 import sockserve
 from sockserve.core.serving import serving_of
-from sockserve.http.body import MOST_REST, Chunks
+from sockserve.http_body import MOST_REST, Chunks
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
 

@@ -97,14 +97,14 @@ def house() -> Picture:
     floor(16, "__init__, __main__, dropin, client", "what people import or start", "base")
     floor(74, "testing, pytest_plugin", "tools for tests of handlers", "base")
     floor(132, "run", "serve(), signals, the command line", "base")
-    floor(190, "greenlets, ready_made", "the combinations: ThreadingTCPServer …", "worker")
+    floor(190, "greenlets, ready_made, http", "the combinations: ThreadingTCPServer …", "worker")
     picture.band(x, 248, width, 118, "concurrency: what runs the handler, or the loop")
     for number, (name, about) in enumerate(
         (("pool", "few threads"), ("cooperative", "greenlets"), ("prefork", "processes"))
     ):
         picture.box(x + 10 + 127 * number, 276, 120, 46, fill="worker", lines=[name, about])
     picture.box(x + 10, 328, 374, 28, fill="worker", lines=["dispatch, threads, forks, child_process"])
-    floor(376, "http", "keep-alive for handlers of http.server", "loop")
+    floor(376, "http_keep_alive", "keep-alive for handlers of http.server", "loop")
     floor(434, "core", "the loop, a request's life, servers, handlers", "loop")
     picture.box(x, 492, 192, 48, fill="loop", lines=["net", "sockets"])
     picture.box(x + 202, 492, 192, 48, fill="warn", lines=["errors, log, seconds", "stand on nothing"])

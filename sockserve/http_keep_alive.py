@@ -10,7 +10,7 @@ from sockserve.core.connection_info import KnowsConnection
 from sockserve.core.handlers import KeepStreamOpen
 from sockserve.core.serving import serving_of
 from sockserve.core.streams import open_reader
-from sockserve.http.body import Body, CountingReader
+from sockserve.http_body import Body, CountingReader
 
 if TYPE_CHECKING:
     from http.server import BaseHTTPRequestHandler as _Handler
