@@ -9,6 +9,7 @@ import pytest
 
 import sockserve
 import sockserve.greenlets
+import sockserve.http
 from sockserve import dropin, testing
 from sockserve.client import command_line as client_command_line
 from sockserve.core import events
@@ -29,7 +30,7 @@ def test_every_public_name_is_documented_once_and_no_other() -> None:
     ]
     in_package = {*sockserve.__all__, *sockserve._in_greenlets}
     public = {f"sockserve.{name}" for name in in_package}
-    for module in (sockserve.greenlets, testing, dropin):
+    for module in (sockserve.greenlets, sockserve.http, testing, dropin):
         public |= {f"{module.__name__}.{name}" for name in module.__all__ if name not in in_package}
     assert sorted(documented) == sorted(public)
 

@@ -65,7 +65,7 @@ class WorkerThreads:
             self._threads.pop(id(thread), None)
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait at most ``timeout`` seconds (None: no limit) for all but the calling thread; return whether all ended."""
+        """Wait at most ``timeout`` seconds (None: no limit) for all but the calling thread; say whether all ended."""
         deadline = None if timeout is None else time.monotonic() + timeout
         for thread in self:
             if thread is threading.current_thread() or thread.ident is None:
