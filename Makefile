@@ -42,7 +42,9 @@ help:
 run: $(VENV)/made-for-run
 	$(IN_VENV) -m sockserve $(ARGS)
 
+# Compiled first: hundreds of Pythons are started, and where PYTHONDONTWRITEBYTECODE is set each would compile it all.
 test: $(VENV)/made-for-test programs
+	$(IN_VENV) -m compileall -q sockserve tests
 	$(IN_VENV) -m pytest $(ARGS)
 
 check: $(VENV)/made-for-lint
@@ -52,6 +54,7 @@ check: $(VENV)/made-for-lint
 	$(IN_VENV) -m pyright --pythonpath $(IN_VENV)
 
 compat: $(VENV)/made-for-run
+	$(IN_VENV) -m compileall -q sockserve tests
 	$(IN_VENV) tests/compat/run.py $(ARGS)
 
 # For an ordinary user; in CI a test whose program is missing fails.
@@ -88,6 +91,7 @@ docs-serve: docs
 	cd build/docs && ../../$(IN_VENV) ../../examples/web_files.py $(ADDRESS)
 
 coverage: $(VENV)/made-for-test programs
+	$(IN_VENV) -m compileall -q sockserve tests
 	$(IN_VENV) -m coverage erase
 	$(IN_VENV) -m coverage run -m pytest $(ARGS)
 	$(IN_VENV) -m coverage combine --quiet
