@@ -22,8 +22,8 @@ ARGS ?=
 RESULTS ?= benchmarks/results/results.json
 ADDRESS ?= tcp://127.0.0.1:8000
 # program:Debian package; what the tests start as a user would
-PROGRAMS ?= chromium:chromium curl:curl dig:bind9-dnsutils ip:iproute2 logger:bsdutils nc:netcat-openbsd openssl:openssl \
-	redis-benchmark:redis-tools redis-cli:redis-tools
+PROGRAMS ?= chromium:chromium curl:curl dig:bind9-dnsutils haproxy:haproxy ip:iproute2 logger:bsdutils nc:netcat-openbsd \
+	nginx:libnginx-mod-stream openssl:openssl redis-benchmark:redis-tools redis-cli:redis-tools
 # gcc alone comes without the headers of the C library.
 BENCH_PROGRAMS := ab:apache2-utils cc:build-essential dnsperf:dnsperf redis-benchmark:redis-tools wrk:wrk
 
