@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from greenlet import GreenletExit
+from support.channel_pair import Pair, error_of, me
 from support.faulty_poller import FaultyPoller
 from support.running_greenlets import Greenlets
 from support.under_test import LIMIT
@@ -20,33 +19,9 @@ from sockserve.concurrency.cooperative import channel as module
 from sockserve.concurrency.cooperative.channel import Channel
 from sockserve.concurrency.cooperative.errand import Errand
 from sockserve.concurrency.cooperative.hub import Hub
-from sockserve.concurrency.cooperative.request_greenlet import RequestGreenlet, current_request_greenlet, sleep
+from sockserve.concurrency.cooperative.request_greenlet import RequestGreenlet, sleep
 from sockserve.core.frugal_loop import FrugalLoop
 from sockserve.core.one_shot import OneShot
-
-
-class Pair:
-    """A channel, and the other end of its connection."""
-
-    def __init__(self, limit: float | None = None) -> None:
-        self.ours, self.theirs = socket.socketpair()
-        self.ours.setblocking(False)
-        # What a call changes is looked at before and after it: a type checker takes the second look for impossible.
-        self.channel: Any = Channel(self.ours.fileno(), limit)
-
-    def close(self) -> None:
-        """Close both ends, and the channel."""
-        self.channel.close()
-        self.ours.close()
-        self.theirs.close()
-
-    def fill(self) -> None:
-        """Send until no more is taken."""
-        while True:
-            try:
-                self.ours.send(bytes(1 << 16))
-            except BlockingIOError:
-                return
 
 
 @pytest.fixture
@@ -55,24 +30,6 @@ def pair() -> Iterator[Pair]:
     made = Pair()
     yield made
     made.close()
-
-
-def error_of(function: Callable[[], object]) -> object:
-    """The number of the OSError that a call raises, or another exception's class, or None."""
-    try:
-        function()
-    except OSError as error:
-        return error.errno or type(error)
-    except Exception as error:
-        return type(error)
-    return None
-
-
-def me() -> RequestGreenlet:
-    """The greenlet that calls this."""
-    current = current_request_greenlet()
-    assert current is not None
-    return current
 
 
 # waiting
