@@ -54,6 +54,7 @@ def test_a_name_brings_what_it_needs_and_no_more(name: str) -> None:
     """A server in threads loads no pool, no fork, no worker process; nothing loads a tool for programmers."""
     modules = added(f"import sockserve; sockserve.{name}")
     costly = {"typing_extensions", "dataclasses", "inspect", "ssl", "pathlib", "concurrent.futures", "argparse", "http"}
+    costly |= {"ipaddress", "sockserve.net.multicast", "sockserve.net.dropped", "sockserve.net.asked_address"}
     others = {f"sockserve.concurrency.{each}" for each in ("pool", "forks", "prefork", "coordinator", "greenlets")}
     assert not modules & {*costly, *others, "sockserve.run", "sockserve.client", "sockserve.testing"}
 

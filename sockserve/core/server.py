@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sockserve.core.base_server import AddressT, BaseServer, HandlerFactory
 from sockserve.core.deferral import Deferral
@@ -16,15 +16,16 @@ from sockserve.core.serving import finish_lingering, table_of
 from sockserve.core.type_parameters import TypeVar
 from sockserve.errors import DatagramTruncatedError
 from sockserve.net.address import with_zone
-from sockserve.net.asked_address import AskedReceiver
 from sockserve.net.closing import end_input, half_close
-from sockserve.net.dropped import DropCounter
 from sockserve.net.listen import apply_reuse, family_of, open_socket, unix_name
-from sockserve.net.multicast import join, parse_membership
 from sockserve.net.socket_options import SocketOption, keep_alive, send_at_once, set_options
 from sockserve.net.tls import defer_handshake, handshake, is_tls
 from sockserve.net.unix_path import Owners, bind_unix
 from sockserve.net.watched_socket import forget_taken, remembering
+
+if TYPE_CHECKING:
+    from sockserve.net.asked_address import AskedReceiver
+    from sockserve.net.dropped import DropCounter
 
 __all__ = ["TCPServer", "UDPServer"]
 
@@ -308,9 +309,14 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
     def _serving_receive_asked(self, size: int) -> tuple[tuple[bytes, socket.socket], Address]:
         receiver = self._serving_asked
         if receiver is None or receiver.sock is not self.socket:
-            receiver = self._serving_asked = AskedReceiver(self.socket)
+            receiver = self._serving_asked = self._serving_make_receiver()
         received: tuple[tuple[bytes, socket.socket], Address] = remembering(receiver.receive)(size)
         return received
+
+    def _serving_make_receiver(self) -> AskedReceiver:
+        from sockserve.net.asked_address import AskedReceiver  # noqa: PLC0415 - few servers need it
+
+        return AskedReceiver(self.socket)
 
     @property
     def dropped(self) -> int | None:
@@ -318,6 +324,8 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
 
         None where the system does not tell (Linux does), and after ``server_close()``. From any thread.
         """
+        from sockserve.net.dropped import DropCounter  # noqa: PLC0415 - most servers are never asked
+
         try:
             counter = self._serving_drops
         except AttributeError:
@@ -326,10 +334,12 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
 
     def server_bind(self) -> None:
         """As TCPServer's; then join the groups of ``multicast``. Raises OSError, and AddressError for a bad group."""
+        from sockserve.net.multicast import join, parse_membership  # noqa: PLC0415 - a server over TCP needs no ipaddress
+
         memberships = [parse_membership(each) for each in self.multicast]
         if self.answer_from_asked:
             # Before the first datagram: the kernel notes the address when one comes.
-            self._serving_asked = AskedReceiver(self.socket)
+            self._serving_asked = self._serving_make_receiver()
         super().server_bind()
         for each in memberships:
             join(self.socket, each)
