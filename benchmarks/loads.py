@@ -13,7 +13,7 @@ from typing import NamedTuple
 from benchmarks.processes import Place
 
 TIME_LIMIT = 300.0
-"""Seconds for one run: ends redis-benchmark, which tries without end when nobody listens."""
+"""Seconds for one run: ends redis-benchmark, which tries without end when no server listens."""
 
 
 class Result(NamedTuple):

@@ -93,7 +93,7 @@ PLOT_SHOWS = {
     "http": "a page of http.server",
     "idle": "memory of an idle connection",
 }
-"""Words for readers who do not see the plots."""
+"""Words for readers that do not see the plots."""
 
 Runs = Sequence[Rounds]
 

@@ -53,7 +53,7 @@ class ServerProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             start_new_session=True,
-            # Whoever starts servers has one thread. From outside, the first children could be born elsewhere.
+            # The process that starts servers has one thread. From outside, the first children could be born elsewhere.
             preexec_fn=functools.partial(_enter, cores, group),  # noqa: PLW1509
         )
         self.place: Place = 0
@@ -151,7 +151,7 @@ class ServerProcess:
             self._process.stdout.close()
         self._errors.close()
         if isinstance(self.place, str):
-            # Who is killed leaves it behind.
+            # A server that is killed leaves it behind.
             pathlib.Path(self.place).unlink(missing_ok=True)
         if self._group is not None:
             self._group.remove()

@@ -81,7 +81,7 @@ class Work(Protocol):
         ...
 
     def contenders(self, number: int = 1) -> Sequence[Contender]:
-        """Who takes part in the round of this number."""
+        """The servers that take part in the round of this number."""
         ...
 
     def measure(
@@ -136,7 +136,7 @@ class Rate(NamedTuple):
                 if turn == turns:
                     servers = [(each, server) for each, server in running if each.is_twin]
                     servers.sort(key=lambda pair: pair[0].program[2])
-                # Whoever comes second finds warm caches: let all have that.
+                # The one that comes second finds warm caches: let all have that.
                 for each, server in servers if turn % 2 == 0 else reversed(servers):
                     slowness = 1 if self.stays else each.slowness
                     number = max(FEWEST, self.clients, round(self.requests * effort.share / slowness / turns))
@@ -182,7 +182,7 @@ class Idle(NamedTuple):
     """Ten thousand connections that have asked once and stay.
 
     Measured are their memory, what opening them costs from the first to the last, and how long a new client waits among
-    them. That is compared to a second server of the same kind, which nobody else talks to, in turns: what else the
+    them. That is compared to a second server of the same kind, which has no other clients, in turns: what else the
     machine does meets both alike.
     """
 
@@ -211,7 +211,7 @@ class Idle(NamedTuple):
         """All of it, server after server."""
         figures = {}
         for each in contenders:
-            # In this order: the server of ten thousand goes first, so that nobody waits for their farewells.
+            # In this order: the server of ten thousand goes first, so that no other server waits for their farewells.
             with (
                 start(each, self.protocol, {places.server}) as alone,
                 contextlib.ExitStack() as connections,
@@ -292,7 +292,7 @@ def _ask(connection: socket.socket) -> None:
 
 
 class Shutdown(NamedTuple):
-    """How long ``shutdown()`` takes, while nobody talks to the server and while fifty clients do."""
+    """How long ``shutdown()`` takes, while no client talks to the server and while fifty clients do."""
 
     name: str = "shutdown"
     protocol: str = "connect"

@@ -3,8 +3,8 @@
     python examples/chat.py tcp://127.0.0.1:9000
     nc 127.0.0.1 9000            several times
 
-``server.active_requests`` is the list of who is here, with the handler of each. A member that does not read must not
-hold up whoever speaks: nobody waits for it, it is cut off when its socket takes no more. There is no ``timeout``: one
+``server.active_requests`` is the list of all members, with the handler of each. One that does not read must not hold
+up the one that speaks: it is not waited for, and is cut off when its socket takes no more. There is no ``timeout``: one
 may listen in silence for hours. TCP's own keep-alive finds those whose machine is gone.
 """
 
@@ -23,7 +23,7 @@ LONGEST_LINE = 1000
 class Chat(sockserve.StreamRequestHandler):
     """One member. In threads, that is: of forked children none has the others."""
 
-    name = "somebody"
+    name = "a guest"
 
     def setup(self) -> None:
         """Let the kernel look after a silent peer."""
@@ -52,7 +52,7 @@ class Chat(sockserve.StreamRequestHandler):
         return "".join(letter for letter in line.decode("utf-8", "replace").strip() if letter.isprintable()) or " "
 
     def tell_others(self, text: str) -> None:
-        """Let everybody else hear it."""
+        """Let all others hear it."""
         for request in self.server.active_requests:
             if isinstance(request.handler, Chat) and request.handler is not self:
                 request.handler.hear(f"{self.name} {text}")

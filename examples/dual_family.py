@@ -3,7 +3,7 @@
     python examples/dual_family.py localhost 9000
     python examples/dual_family_client.py localhost 9000
 
-``serve()`` takes sockets that somebody else has opened, as ``fd:N``: this program, or a supervisor such as systemd.
+``serve()`` takes sockets that are open already, as ``fd:N``: by this program, or by a supervisor such as systemd.
 Here each is for one family only (IPV6_V6ONLY, which ``create_server()`` sets), so that they do not claim the same
 port.
 """

@@ -35,4 +35,4 @@ if __name__ == "__main__":
         with connect(*sys.argv[1:3]) as connected, connected.makefile() as answer:
             print(answer.readline(1000), end="")
     except OSError as failed:
-        sys.exit(f"nobody answers: {failed.strerror or failed}")
+        sys.exit(f"no server answers: {failed.strerror or failed}")

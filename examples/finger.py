@@ -23,7 +23,7 @@ PEOPLE = {
 
 
 class Finger(sockserve.StreamRequestHandler):
-    """Tells who somebody is, or who is here."""
+    """Tells of one user, or of all that are here."""
 
     timeout = 10
 

@@ -4,7 +4,7 @@
     nc 127.0.0.1 9000
 
 ``read1()`` returns what has arrived, however little, and waits only if that is nothing: a stream has no messages, only
-bytes. Who needs messages reads lines (upper.py) or lengths (log_receiver.py).
+bytes. A handler that needs messages reads lines (upper.py) or lengths (log_receiver.py).
 """
 
 from __future__ import annotations

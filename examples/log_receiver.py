@@ -2,8 +2,8 @@
 
     python examples/log_receiver.py tcp://127.0.0.1:9020
 
-A record comes as its length in four bytes, then a pickle. A pickle is a program: who unpickles what a stranger sent,
-runs it. So only those instructions are accepted that build plain values, and of the values only those fields are used
+A record comes as its length in four bytes, then a pickle. A pickle is a program: to unpickle what a stranger sent is
+to run it. So only those instructions are accepted that build plain values, and of the values only those fields are used
 that a log needs, each for what it is. A length may say 4 GiB; nothing is read or reserved before it has been judged.
 """
 

@@ -6,7 +6,8 @@
 
 Reading and writing messages is the library's business. The server's: it answers for its zone and refuses the rest,
 since it resolves nothing for strangers; it never answers an answer; and over UDP it sends little, because the sender
-may be a lie and the answer somebody else's flood. Who is told that something was cut off asks again over TCP.
+may be a lie and the answer a flood for another host. A client that hears that something was cut off asks
+again over TCP.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def answer_to(packet: bytes, *, over_udp: bool) -> bytes:
 def look_up(name: dns.name.Name, kind: dns.rdatatype.RdataType, response: dns.message.Message) -> None:
     """Put into the response what the zone says of a name."""
     response.flags |= dns.flags.AA
-    # Who gets an alias asks for what it stands for next.
+    # A client that gets an alias asks for what it stands for next.
     found = ZONE.get_rrset(name, kind) or ZONE.get_rrset(name, dns.rdatatype.CNAME)
     if found is not None:
         response.answer.append(found)

@@ -32,8 +32,8 @@ class OneRequest(sockserve.TCPServer[Any, Any]):
     """Waits for one request."""
 
     def handle_timeout(self) -> None:
-        """Nobody came in time."""
-        print("nobody came", flush=True)
+        """No client came in time."""
+        print("no client came", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A TCP proxy on greenlets: whoever connects talks to another server, and thousands may at once.
+"""A TCP proxy on greenlets: each client talks to another server, and thousands may at once.
 
     pip install sockserve[greenlet]
     PROXY_TARGET=127.0.0.1:8000 python examples/proxy.py tcp://127.0.0.1:9000
 
 Each connection needs two that copy, one for each direction, and both wait most of the time. As threads they would be
 too many; greenlets wait at the price of a few kilobytes. A copier reads no more before what it has read is sent: a
-client that does not read stops its own stream, and fills nobody's memory.
+client that does not read stops its own stream, and fills no memory.
 """
 
 from __future__ import annotations

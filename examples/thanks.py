@@ -16,7 +16,7 @@ import sockserve
 
 
 class Thanks(sockserve.StreamRequestHandler):
-    """Thanks whoever connects."""
+    """Thanks each client."""
 
     timeout = 10
 

@@ -1,4 +1,4 @@
-"""Upper-case echo: the server that everybody writes first, and what a stranger may send to it.
+"""Upper-case echo: the server to write first, and what a stranger may send to it.
 
     python examples/upper.py tcp://127.0.0.1:9000
     nc 127.0.0.1 9000
@@ -18,7 +18,7 @@ LONGEST_LINE = 1000
 
 
 class Upper(sockserve.StreamRequestHandler):
-    """Answers each line in upper case, and prints who wrote it."""
+    """Answers each line in upper case, and prints which client wrote it."""
 
     timeout = 60
 

@@ -29,7 +29,7 @@ class WebFiles(sockserve.HTTPKeepAliveMixIn, http.server.SimpleHTTPRequestHandle
     disable_nagle_algorithm = True
 
     def parse_request(self) -> bool:
-        """Let the connection end after a request with a body: nobody reads it, and it is no further request."""
+        """Let the connection end after a request with a body: it is not read, and it is no further request."""
         is_request = super().parse_request()
         if is_request and {"content-length", "transfer-encoding"} & set(map(str.lower, self.headers)):
             self.close_connection = True

@@ -71,7 +71,7 @@ def _wait_for(path: pathlib.Path, process: subprocess.Popen[bytes]) -> None:
         else:
             return
         break
-    raise TimeoutError(f"nobody listens on {path}")
+    raise TimeoutError(f"no server listens on {path}")
 
 
 def test_the_pictures_are_those_of_their_source() -> None:
@@ -88,6 +88,13 @@ def test_a_document_speaks_of_things_and_of_its_reader(document: pathlib.Path) -
     """Not of persons: with a concrete subject a sentence needs no second reading, as in ``test_words``."""
     lines = document.read_text("utf-8").splitlines()
     assert not [line for line in lines if test_words.FOUND.search(line)]
+
+
+def test_examples_and_benchmarks_speak_of_things_too() -> None:
+    """No docstring, comment or text of these programs has a person as its subject."""
+    programs = [path for folder in ("examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    found = {path.name: test_words.persons(path.read_text("utf-8")) for path in programs}
+    assert not {name: words for name, words in found.items() if words}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""The pages for those who come from another library: their program and ours give the same clients the same answers."""
+"""The pages about coming from another library: their program and ours give the same clients the same answers."""
 
 from __future__ import annotations
 

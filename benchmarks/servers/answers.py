@@ -31,7 +31,7 @@ def work_hard() -> int:
 
 
 def unix_path() -> str:
-    """Where a Unix socket may be made; whoever kills this server removes it."""
+    """Where a Unix socket may be made; what kills this server removes it."""
     return f"{tempfile.gettempdir()}/sockserve-bench-{os.getpid()}.sock"
 
 

@@ -146,7 +146,7 @@ def request_life() -> Picture:
 
 
 def two_axes() -> Picture:
-    """Who runs the loop, against who runs the handler."""
+    """What runs the loop, against what runs the handler."""
     picture = Picture(344, "Two questions, two hooks")
     for x, words, hook in (
         (16, "What runs the loop?", "serve_forever"),

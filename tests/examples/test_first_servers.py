@@ -40,7 +40,7 @@ def test_one_request() -> None:
     with Example("one_request.py", "60") as example:
         assert netcat(example.address(), "me\n") == "You asked: me\n"
         assert example.process.wait(20) == 0
-    assert run(sys.executable, str(EXAMPLES / "one_request.py"), "0.01").endswith("nobody came\n")
+    assert run(sys.executable, str(EXAMPLES / "one_request.py"), "0.01").endswith("no client came\n")
 
 
 def test_greeter() -> None:
@@ -76,4 +76,4 @@ def test_dual_family() -> None:
         example.end()
         said = run(*client, "localhost", port, status=1)
     assert said.count("Connection refused\n") == len(families) + 1
-    assert said.endswith("nobody answers: Connection refused\n")
+    assert said.endswith("no server answers: Connection refused\n")

@@ -1,4 +1,4 @@
-"""What would be published, built and tried as whoever installs it would.
+"""What would be published, built and tried as its users would.
 
 The source archive and the wheel are built into ``dist/``, the wheel from the archive. Then the wheel goes into a new
 environment, with what it requires and nothing else, and has to import, serve and answer there; and the archive has to
@@ -25,7 +25,7 @@ from collections.abc import Iterator
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DIST = ROOT / "dist"
 
-# Nothing of the checkout's, or of whoever runs this, has a say in what is tried.
+# Nothing of the checkout's, or of the shell that runs this, has a say in what is tried.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST"))}
 
 LIMIT_SECONDS = 300
