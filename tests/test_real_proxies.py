@@ -7,6 +7,7 @@ import http.server
 import logging
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -203,6 +204,40 @@ def nginx(directory: pathlib.Path, listener: socket.socket, server: Any, kind: s
     # As nginx hands its sockets to a new version of itself.
     with program(*command, listener=listener, NGINX=f"{listener.fileno()};"):
         yield
+
+
+PAGE = pathlib.Path(sockserve.__file__).parent.parent / "docs/how-to/behind-a-proxy.md"
+
+
+def shown(name: str) -> str:
+    """The configuration that the how-to shows."""
+    (found,) = re.findall(rf":caption: {re.escape(name)}\n\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    return str(found)
+
+
+@needs("haproxy")
+@needs("nginx")
+@pytest.mark.parametrize("name", ["haproxy", "nginx"])
+def test_the_configurations_of_the_how_to_work(
+    running: Running, front: socket.socket, tmp_path: pathlib.Path, name: str
+) -> None:
+    """As they stand there, but for the places."""
+    server = running(make("pool", Tell, proxy_from=("127.0.0.1",)))
+    configuration = tmp_path / "configuration"
+    fd, port = front.fileno(), front.getsockname()[1]
+    text = shown(f"{name}.cfg" if name == "haproxy" else "nginx.conf").replace(":9001", f":{server.server_address[1]}")
+    if name == "haproxy":
+        text = text.replace("bind :9000", f"bind fd@{fd}")
+        command = ("haproxy", "-db", "-f", str(configuration))
+    else:
+        text = NGINX.partition("events")[0].format(directory=tmp_path) + text.replace(":9000", f":{port}")
+        command = ("nginx", "-c", str(configuration), "-p", str(tmp_path), "-e", str(tmp_path / "error.log"))
+    configuration.write_text(text, "ascii")
+    with (
+        program(*command, listener=front, NGINX=f"{fd};"),
+        socket.create_connection(front.getsockname(), LIMIT) as client,
+    ):
+        assert say(client)[:4] == [str(client.getsockname()), "True", str(client.getpeername()), "PROXY"]
 
 
 @needs("nginx")
