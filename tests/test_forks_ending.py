@@ -20,7 +20,7 @@ from support.under_test import LIMIT
 from support.waiting import is_asleep, wait_until, wait_until_blocked
 
 import sockserve
-from sockserve.concurrency import child_process as children
+from sockserve.concurrency import children
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
 

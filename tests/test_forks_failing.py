@@ -16,7 +16,7 @@ from support.log_watch import ExpectLog
 from support.under_test import LIMIT
 
 import sockserve
-from sockserve.concurrency.child_process import Child
+from sockserve.concurrency.children import Child
 from sockserve.core.loop import Loop
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect

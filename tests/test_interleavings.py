@@ -20,7 +20,7 @@ from support.under_test import LIMIT
 from support.waiting import is_asleep, wait_until
 
 import sockserve
-from sockserve.concurrency.child_process import Child
+from sockserve.concurrency.children import Child
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.loop import Loop

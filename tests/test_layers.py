@@ -103,7 +103,7 @@ def test_no_file_is_two_things() -> None:
 
 # attributes that are named by string, which the import statements do not show
 
-CONCURRENCY = ("dispatch", "threads", "child_process", "forks")
+CONCURRENCY = ("dispatch", "threads", "children", "forks")
 ROOMS = ("pool", "cooperative", "prefork")
 
 

@@ -20,15 +20,15 @@ from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
-from sockserve.concurrency import child_process as children
-from sockserve.concurrency.child_process import Child
+from sockserve.concurrency import children
+from sockserve.concurrency.children import Child
 from sockserve.concurrency.forks import ForkDispatcher
 from sockserve.core.deferral import Deferral
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, call_within
 
 
-def child_process(status: int = 7) -> int:
+def ended_process(status: int = 7) -> int:
     """One that has ended, and was not reaped."""
     pid = os.fork()
     if pid == 0:
@@ -84,7 +84,7 @@ def test_an_interrupted_reap_loses_nothing(monkeypatch: pytest.MonkeyPatch, call
         return interrupted
 
     tell = interrupting(statuses.append) if call == "told" else statuses.append
-    child = dispatcher.adopt(child_process(), tell)
+    child = dispatcher.adopt(ended_process(), tell)
     if call != "told":
         monkeypatch.setattr(os, call, interrupting(getattr(os, call)))
     with pytest.raises(KeyboardInterrupt):
@@ -106,7 +106,7 @@ def test_a_second_interrupt_within_the_first_loses_nothing() -> None:
         statuses.append(status)
 
     dispatcher = ForkDispatcher(lambda: 1)
-    dispatcher.adopt(child_process(), tell)
+    dispatcher.adopt(ended_process(), tell)
     with pytest.raises(KeyboardInterrupt):
         dispatcher.reap_all()
     assert call_within(LIMIT, lambda: dispatcher.close(None))
@@ -142,7 +142,7 @@ def test_an_error_in_what_is_told_is_raised_once() -> None:
     def tell(_status: int) -> None:
         raise ValueError
 
-    child = Child(child_process(), tell)
+    child = Child(ended_process(), tell)
     with pytest.raises(ValueError, match=r"^$"):
         child.reap()
     assert not child.reap()
@@ -153,7 +153,7 @@ def test_an_error_in_what_is_told_is_raised_once() -> None:
 def test_a_number_that_another_wait_has_freed_gets_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A waitpid(-1) of the program took the status away: the number may be another process's by now."""
     killed = list[tuple[int, int]]()
-    child = Child(child_process(), lambda _status: None)
+    child = Child(ended_process(), lambda _status: None)
     os.waitpid(child.pid, 0)
     monkeypatch.setattr(os, "kill", lambda *args: killed.append(args))
     child.cut()

@@ -103,7 +103,7 @@ def house() -> Picture:
         (("pool", "few threads"), ("cooperative", "greenlets"), ("prefork", "processes"))
     ):
         picture.box(x + 10 + 127 * number, 276, 120, 46, fill="worker", lines=[name, about])
-    picture.box(x + 10, 328, 374, 28, fill="worker", lines=["dispatch, threads, forks, child_process"])
+    picture.box(x + 10, 328, 374, 28, fill="worker", lines=["dispatch, threads, forks, children"])
     floor(376, "http_keep_alive", "keep-alive for handlers of http.server", "loop")
     floor(434, "core", "the loop, a request's life, servers, handlers", "loop")
     picture.box(x, 492, 192, 48, fill="loop", lines=["net", "sockets"])

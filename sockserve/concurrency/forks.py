@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from sockserve.concurrency.child_process import (
+from sockserve.concurrency.children import (
     DRAIN_AGAIN,
     POLL_WITHOUT_PIDFD,
     Child,

@@ -15,7 +15,7 @@ import sys
 import threading
 from typing import NoReturn
 
-from sockserve.concurrency.child_process import flush_standard_streams
+from sockserve.concurrency.children import flush_standard_streams
 from sockserve.log import log
 
 __all__ = ["leave_orphans_to_a_parent"]

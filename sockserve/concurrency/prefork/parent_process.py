@@ -10,7 +10,7 @@ import os
 import select
 import socket
 
-from sockserve.concurrency.child_process import open_pidfd
+from sockserve.concurrency.children import open_pidfd
 from sockserve.core.poller import wait_readable
 from sockserve.seconds import socket_limit_of
 

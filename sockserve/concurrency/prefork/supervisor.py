@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 
-from sockserve.concurrency.child_process import POLL_WITHOUT_PIDFD
+from sockserve.concurrency.children import POLL_WITHOUT_PIDFD
 from sockserve.concurrency.cpus import cpu_count
 from sockserve.concurrency.prefork.crew import Crew
 from sockserve.concurrency.prefork.ending import Ending

@@ -8,7 +8,7 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 
-from sockserve.concurrency.child_process import Child, fork, ignore
+from sockserve.concurrency.children import Child, fork, ignore
 from sockserve.concurrency.prefork.outcomes import Stage
 from sockserve.concurrency.prefork.parent_process import ParentProcess
 from sockserve.concurrency.prefork.protocol import (

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from sockserve.concurrency.child_process import leave_process
+from sockserve.concurrency.children import leave_process
 from sockserve.concurrency.prefork.patience import Patience
 from sockserve.concurrency.prefork.protocol import (
     CAUSE,
