@@ -25,6 +25,7 @@ PEOPLE = {
 class Finger(sockserve.StreamRequestHandler):
     """Tells of one user, or of all that are here."""
 
+    client_speaks_first = True
     timeout = 10
 
     def handle(self) -> None:

@@ -27,6 +27,7 @@ class Gopher(sockserve.StreamRequestHandler):
     """Serves what is in ``root``, but nothing that begins with a dot."""
 
     root = pathlib.Path.cwd().resolve()
+    client_speaks_first = True
     timeout = 30
     wbufsize = -1
 

@@ -23,6 +23,7 @@ BODY = b"Hello, world!\n"
 class Hello(sockserve.StreamRequestHandler):
     """Says hello to GET and HEAD, whatever the path."""
 
+    client_speaks_first = True
     timeout = 30
     # One packet for each answer.
     wbufsize = -1

@@ -70,6 +70,7 @@ def answer_line(line: bytes) -> Any:
 class JsonRpc(sockserve.StreamRequestHandler):
     """Answers requests, line by line."""
 
+    client_speaks_first = True
     timeout = 60
 
     def handle(self) -> None:

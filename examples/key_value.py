@@ -27,6 +27,7 @@ class ProtocolError(Exception):
 class KeyValue(sockserve.StreamRequestHandler):
     """Answers the commands of ``answer_to()``. In threads, that is: a forked child would have a store of its own."""
 
+    client_speaks_first = True
     timeout = 300
     wbufsize = -1
     disable_nagle_algorithm = True

@@ -44,6 +44,7 @@ def plain_values(data: bytes) -> dict[str, Any]:
 class LogReceiver(sockserve.StreamRequestHandler):
     """Logs what a SocketHandler sends."""
 
+    client_speaks_first = True
     timeout = 3600
 
     def handle(self) -> None:

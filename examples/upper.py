@@ -20,6 +20,7 @@ LONGEST_LINE = 1000
 class Upper(sockserve.StreamRequestHandler):
     """Answers each line in upper case, and prints which client wrote it."""
 
+    client_speaks_first = True
     timeout = 60
 
     def handle(self) -> None:

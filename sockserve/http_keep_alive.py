@@ -35,6 +35,9 @@ class HTTPKeepAliveMixIn(KnowsConnection, KeepStreamOpen, _Handler):
 
     __module__ = "sockserve"
 
+    client_speaks_first = True
+    """As of ``BaseRequestHandler``: browsers open connections that they may never use."""
+
     # The standard library's handlers do not set it.
     _serving_keeps_open: bool | None = None
 

@@ -7,17 +7,17 @@ import errno
 import logging
 import os
 import socket
-import sys
 import threading
 import types
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support.background import Background
 from support.log_watch import ExpectLog
-from support.stepping import Step, steps
+from support.stepping import steps
 from support.under_test import LIMIT
-from support.waiting import is_asleep, wait_until
+from support.waiting import wait_until
 
 import sockserve
 from sockserve.concurrency.children import Child
@@ -49,37 +49,6 @@ class Tally(sockserve.Observer):
     def on_shutdown(self, server: Any, request: Any) -> None:
         """Count."""
         self.events["shutdown"] += 1
-
-
-class Background(threading.Thread):
-    """Calls something in another thread; keeps what kind of error that raised."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        super().__init__(daemon=True)
-        self.call = call
-        self.error: type[BaseException] | None = None
-        self.start()
-
-    def run(self) -> None:
-        """Call."""
-        try:
-            self.call()
-        except BaseException as error:
-            # Not the error itself: its traceback would keep open what the frames that it went through hold.
-            self.error = type(error)
-
-    def settle(self) -> None:
-        """Return when it has ended or waits for somebody else."""
-        wait_until(lambda: not self.is_alive() or self.is_asleep())
-
-    def end(self, step: Step) -> None:
-        """Return when it has ended."""
-        self.join(LIMIT)
-        assert not self.is_alive(), f"hangs after {step}"
-
-    def is_asleep(self) -> bool:
-        """Say whether it waits for somebody else."""
-        return is_asleep(sys._current_frames().get(self.ident or 0))
 
 
 # the start and the end of a loop

@@ -196,6 +196,11 @@ class BaseRequestHandler(KnowsConnection, KeepOpen, Generic[ServerT, RequestT, A
 
     __module__ = "sockserve"
 
+    client_speaks_first: ClassVar[bool] = False
+    """Whether a client has to say something before the handler can do anything, as in HTTP, and not in SMTP, where the
+    server greets. In a pool a new connection holds no thread then until its first byte, which is waited for as long as
+    ``timeout`` says, if there is one; the handler is made after that."""
+
     request: RequestT
     client_address: AddressT
     server: ServerT
