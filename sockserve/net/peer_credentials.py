@@ -17,7 +17,8 @@ _UCRED = struct.Struct("=iII")
 
 # <asm-generic/socket.h>; CPython has no names for the last two: since Linux 4.13 and 6.5.
 _SO_PEERCRED: int | None = getattr(socket, "SO_PEERCRED", None)
-_SO_PEERGROUPS, _SO_PEERPIDFD = (59, 77) if sys.platform == "linux" else (None, None)
+_SO_PEERGROUPS: int | None = 59 if sys.platform == "linux" else None
+_SO_PEERPIDFD: int | None = 77 if sys.platform == "linux" else None
 
 _FEW_GROUPS = 32
 """Room for so many groups in the first question; CPython's getsockopt() gives at most 1024 bytes, 256 groups."""
