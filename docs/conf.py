@@ -35,7 +35,7 @@ html_static_path = ["pictures/tables.css"]
 html_css_files = ["tables.css"]
 
 _HOUSE = pathlib.Path(sockserve.__file__).parent
-_ARGUMENT = re.compile(r"([a-z_]+): ")
+_ARGUMENTS = re.compile(r"([a-z_]+(?:, [a-z_]+)*): ")
 
 
 def _let_comments_be_found() -> None:
@@ -54,10 +54,16 @@ def _let_comments_be_found() -> None:
 
 
 def _mark_arguments(*event: Any) -> None:
-    """Make ``name: what it is`` at the beginning of a function's line the description of that argument."""
+    """Make ``name: what it is`` at the beginning of a function's line the description of that argument, or of several."""
     _, what, *_, lines = event
     if what == "function":
-        lines[:] = [_ARGUMENT.sub(r":param \1: ", line, count=1) if _ARGUMENT.match(line) else line for line in lines]
+        # A field's name may have a type before it, and so no blank within.
+        lines[:] = [
+            _ARGUMENTS.sub(lambda names: f":param {names[1].replace(', ', '/')}: ", line, count=1)
+            if _ARGUMENTS.match(line)
+            else line
+            for line in lines
+        ]
 
 
 def setup(app: Any) -> None:
