@@ -54,7 +54,7 @@ def _let_comments_be_found() -> None:
 
 
 def _mark_arguments(*event: Any) -> None:
-    """Make ``name: what it is`` at the beginning of a function's line the description of that argument, or of several."""
+    """Make ``name: what it is`` at the beginning of a function's line the description of that argument, or those."""
     _, what, *_, lines = event
     if what == "function":
         # A field's name may have a type before it, and so no blank within.
