@@ -14,7 +14,7 @@ from typing import NamedTuple
 __all__ = ["BUSY", "TICK", "Balance", "Look"]
 
 TICK = 0.002
-"""Seconds between two looks. After two of them a quick request is served though handlers wait in all who stand."""
+"""Seconds between two looks. After two of them a quick request is served though handlers hold all that stand."""
 
 BUSY = 0.85
 """Part of the time that workers compute or wait for events, from which on no handler waits for something else."""

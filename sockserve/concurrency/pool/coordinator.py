@@ -1,10 +1,10 @@
 """A pool's stay in a loop (Leader/Followers; Schmidt et al., Pattern-Oriented Software Architecture 2).
 
 Rule 1. The thread that runs the loop serves nothing: it stays responsive when all workers are busy.
-Rule 2. Nothing is handed from thread to thread: each worker takes its next request itself. When all are busy nobody
+Rule 2. Nothing is handed from thread to thread: each worker takes its next request itself. When all are busy none
 accepts, and the kernel's backlog holds the rest: that is all the back-pressure there is.
-Rule 3. Whoever forbids taking forbids first and asks who takes second; a worker says that it takes first, and asks
-whether it may second. So after "nobody takes" nothing is taken.
+Rule 3. The thread that forbids taking forbids first and asks which workers take second; a worker says that it takes
+first, and asks whether it may second. So after "none takes" nothing is taken.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Coordinator(Acceptor):
         try:
             super().__init__(server, loop, poll_interval)
         except BaseException:
-            # If somebody else serves, there was nothing to leave.
+            # If another thread serves, there was nothing to leave.
             self._end_pool()
             raise
 
@@ -136,7 +136,7 @@ class Coordinator(Acceptor):
             if not self.listener_lost:
                 # Again: a worker may have made it false since, and only both together are true.
                 self.watching = True
-                self.pool.somebody_waits = False
+                self.pool.tells_when_done = False
                 self.pool.listener_fd = self._fd
                 try:
                     self._poller.watch(self._fd, shared=self._is_shared)
@@ -157,13 +157,13 @@ class Coordinator(Acceptor):
         return super().has_paused() and not self._is_taking()
 
     def _is_taking(self) -> bool:
-        self.pool.somebody_waits = True
+        self.pool.tells_when_done = True
         return self.pool.is_taking({live.thread for live in self.table.all()})
 
     # 2 ACCEPT, in the workers
 
     def may_take(self) -> bool:
-        """Whether a worker may take a request now; if not, nobody will be told of any."""
+        """Whether a worker may take a request now; if not, no worker will be told of any."""
         if not self._is_forbidden():
             return True
         with self._watch_lock:
@@ -276,7 +276,7 @@ class Coordinator(Acceptor):
             self._help_to_end()
 
     def _help_to_end(self) -> None:
-        """See that somebody ends the parked even if all workers are busy."""
+        """See that a thread ends the parked even if all workers are busy."""
         if not self.pool.idle:
             with contextlib.suppress(RuntimeError, MemoryError):
                 self.pool.start_helper(self.parking.end_all)
@@ -294,7 +294,7 @@ class Coordinator(Acceptor):
     def retire(self, say_paused: Callable[[], object]) -> bool:
         """Take no new client, and leave when the last one has gone, a parked one too. From any thread.
 
-        ``say_paused`` is called as soon as nobody can be taken any more.
+        ``say_paused`` is called as soon as no client can be taken any more.
         """
         self._say_paused = say_paused
         self.lifecycle.draining = self.lifecycle.suspended = True

@@ -31,8 +31,8 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn, ServedInLoop):
 
     The thread that calls ``serve_forever()`` coordinates and serves nothing. Each worker takes its next request itself:
     ``get_request()``, ``verify_request()`` and ``process_request()`` run in the workers, several at once, each time in
-    a copy of the context variables of whoever called ``serve_forever()``. While all workers are busy clients wait in
-    the backlog. ``handle_request()`` serves in the thread that calls it.
+    a copy of the context variables of the thread that called ``serve_forever()``. While all workers are busy clients
+    wait in the backlog. ``handle_request()`` serves in the thread that calls it.
 
     Of what one request leaves behind, the next in its thread sees no context variable (decimal's context is one) and no
     time-out, which belongs to a connection. It does see what is in a ``threading.local``, such as a connection to a
@@ -120,7 +120,7 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn, ServedInLoop):
         refuse_other_way(
             cls,
             NO_POOL,
-            "a pool's threads serve their requests themselves, and {other} gives each of them to somebody else",
+            "a pool's threads serve their requests themselves, and {other} gives each of them to another thread",
         )
         for ours in (BaseServer.process_request, BaseServer.service_actions, BaseServer._handle_request_noblock):  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
             # The standard library's own are exchanged for ours, overrides of them stay.

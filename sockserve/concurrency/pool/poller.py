@@ -1,7 +1,7 @@
 """One poller that several threads wait on: whichever wakes takes one ready descriptor.
 
 Rule 1. What is *watched* is told to one or more waiting threads for as long as it is ready. What is *armed* is told
-either once, to one thread, or like a watched one (*held*), as the one who arms it asks.
+either once, to one thread, or like a watched one (*held*), as it is armed.
 Rule 2. Everything but ``close()`` may be called from any thread while others wait.
 """
 

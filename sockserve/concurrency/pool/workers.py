@@ -1,7 +1,7 @@
 """The threads of a pool: each takes what is ready and serves it itself, until the pool ends.
 
-Rule 1. There is always a thread that waits, unless ``max_workers`` of them are busy: whoever takes the last idle place
-asks for another thread, and whoever would be the last to wait does not retire.
+Rule 1. There is always a thread that waits, unless ``max_workers`` of them are busy: the one that takes the last idle
+place asks for another thread, and the one that would be the last to wait does not retire.
 Rule 2. A worker that dies of an exception is reported and replaced, so that nothing of it reaches the next request.
 Rule 3. After ``stop()`` nothing is taken any more; what is being served is served to its end.
 """
@@ -58,8 +58,8 @@ class Pool:
         self.context = contextvars.copy_context()
         self.listener_fd = -1
         self.stopping = False
-        self.somebody_waits = False
-        """Whether somebody wants to hear when a worker is done with taking."""
+        self.tells_when_done = False
+        """Whether the coordinator wants to hear when a worker is done with taking."""
         self.wants_worker = False
         self.stillborn = 0
         """How many workers have died before they served anything, since the coordinator looked."""
@@ -76,7 +76,7 @@ class Pool:
         self.ready: collections.deque[tuple[tuple[int, int], float]] = collections.deque()
         """Events that a worker was told of beside the one it acts on, each with the time at which its wait began."""
         self.workers: dict[int, PoolThread] = {}
-        # Guards the number of workers, and who closes the poller.
+        # Guards the number of workers, and the users of the poller, of which the last closes it.
         self._counting = threading.Lock()
         self._users = 1
         self._helpers: dict[Callable[[], object], threading.Thread] = {}
@@ -89,7 +89,7 @@ class Pool:
         """In a forked child, where at most one of its threads is: take nothing more, as the parent waits for it."""
         me = threading.get_ident()
         self.is_lost = self.stopping = True
-        self.somebody_waits = False
+        self.tells_when_done = False
         self._counting = threading.Lock()
         self._helpers.clear()
         self.ready.clear()
@@ -114,7 +114,7 @@ class Pool:
 
         ``take`` takes one from the listener and serves it, and returns True if there was one; ``may_take`` says whether
         it may; ``make_counter`` makes, for one worker, what says how many wait, if that can be told; ``batch`` is how
-        many it takes at most before it looks what else is ready; ``done_taking`` is called then if ``somebody_waits``;
+        many it takes at most before it looks what else is ready; ``done_taking`` is called then if ``tells_when_done``;
         ``found_nothing`` is called if there was not even one.
         """
         self.take = take
@@ -174,12 +174,12 @@ class Pool:
         """A worker's thread is about to end."""
         self.workers.pop(id(worker), None)
         self.let_go()
-        if self.somebody_waits:
+        if self.tells_when_done:
             self.done_taking()
         self.threads.finished(worker.thread)
 
     def let_go(self) -> None:
-        """Somebody needs the poller no longer."""
+        """One of its users needs the poller no longer."""
         with self._counting:
             self._users -= 1
             is_last = not self._users
@@ -193,7 +193,7 @@ class Pool:
                 return False
             self.idle.pop()
             if not self.idle:
-                # Nobody else waits.
+                # No other waits.
                 self.idle.append(None)
                 return False
             self.workers.pop(id(worker), None)
@@ -389,7 +389,7 @@ class PoolThread:
     def _take(self) -> None:
         pool = self.pool
         count_waiting = self._count_waiting
-        # In this order: whoever forbids taking does so first, and asks who takes second.
+        # In this order: the thread that forbids taking does so first, and asks which workers take second.
         self.taking = True
         served_before = self.served
         is_second = False
@@ -409,5 +409,5 @@ class PoolThread:
                 is_second = True
         finally:
             self.taking = False
-            if pool.somebody_waits:
+            if pool.tells_when_done:
                 pool.done_taking()
