@@ -59,7 +59,7 @@ def wrap(pki: Pki) -> Iterator[Callable[..., ssl.SSLSocket]]:
 
 
 @each_model
-def test_a_client_is_served_over_tls_behind_a_proxy(running: Running, pki: Pki, model: str) -> None:
+def test_x2_x9_a_client_is_served_over_tls_behind_a_proxy(running: Running, pki: Pki, model: str) -> None:
     """X2, X9: the header and the hello in one segment; the handler knows all of it in ``setup()``."""
     host = sockserve.TLS(*pki.b, alpn=("two", "one"))
     tls = sockserve.TLS(*pki.a, hosts={"b.test": host})
@@ -225,6 +225,9 @@ def test_settings_that_cannot_work_are_errors_at_the_start(pki: Pki) -> None:
         server.socket = tls.context.wrap_socket(server.socket, server_side=True)
         with pytest.raises(TypeError, match="is wrapped by an SSLContext already"):
             server.serve_forever()
+    prefork = type("Server", (sockserve.PreForkMixIn, sockserve.ThreadingTCPServer), {"tls": "a.pem"})
+    with prefork(LOOPBACK, Tell) as server, pytest.raises(TypeError, match=r"sockserve\.TLS"):
+        server.serve_forever()
     with make("thread", tls="a.pem") as server, pytest.raises(TypeError, match=r"sockserve\.TLS"):
         server.serve_forever()
     for attributes in (

@@ -295,7 +295,10 @@ class ForkingMixIn(DispatchingMixIn):
 
     def _serving_drain_in_child(self, live: LiveRequest, signum: int) -> None:
         self._serving_state.lifecycle.draining = True
-        reach(live, end_input)
+        preparation = live.preparation
+        # It sees by itself that a drain has begun.
+        if preparation is None or not preparation.is_young():
+            reach(live, end_input)
 
     def _serving_wait_for_workers(self) -> None:
         self._serving_adopt_children()

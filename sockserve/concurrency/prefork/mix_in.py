@@ -25,6 +25,7 @@ from sockserve.core.deferral import Deferral
 from sockserve.core.lifecycle import Drained, Stay
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
+from sockserve.core.preparation_settings import check_settings
 from sockserve.core.serving import Served, stay_begins, stay_ends
 from sockserve.errors import AlreadyServingError, ServerClosedError
 from sockserve.net import blocking_mode
@@ -124,6 +125,7 @@ class PreForkMixIn(Served):
             return
         limit_of(poll_interval, "poll_interval")
         check_times(self)
+        check_settings(self)
         if self.worker_timeout is not None and self.worker_timeout <= 0:
             raise ValueError(f"worker_timeout must be positive, or None: {self.worker_timeout!r}")
         lifecycle = self._serving_state.lifecycle
