@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["HTTPServer", "ThreadPoolHTTPServer", "ThreadingHTTPServer"]
 
 
+_WITH_PORT = (socket.AF_INET, socket.AF_INET6)
+
+
 class HTTPServer(TCPServer[socket.socket, Any]):
     """A TCPServer that knows the name under which ``http.server``'s handlers speak of it.
 
@@ -40,8 +43,8 @@ class HTTPServer(TCPServer[socket.socket, Any]):
     def server_bind(self) -> None:
         """As TCPServer's; then set ``server_name`` and ``server_port``."""
         super().server_bind()
-        address: Any = self.server_address
-        host, port = address[:2] if isinstance(address, tuple) else ("", 0)
+        # A Unix socket's address is a path.
+        host, port = ("", 0) if self.address_family not in _WITH_PORT else self.server_address[:2]
         self.server_name, self.server_port = self.name_of(host), port
 
     def name_of(self, host: str) -> str:

@@ -105,7 +105,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
         def __class_getitem__(cls, arguments: Any) -> Any:
             return super().__class_getitem__(filled_up(cls, arguments))
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         refuse_wrong_order(cls)
         verifies = cls.verify_client is not BaseServer.verify_client
@@ -282,7 +282,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
 
     # one request
 
-    def handle_request(self) -> Any:
+    def handle_request(self) -> object:
         """Take exactly one request, waiting for it at most ``timeout`` seconds, and the socket's own if that is less.
 
         Calls ``handle_timeout()`` if none came. A signal neither shortens nor lengthens the wait. Must not be called
@@ -309,7 +309,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
     def _serving_request_timeout(self) -> float | None:
         return self.timeout
 
-    def handle_timeout(self) -> Any:
+    def handle_timeout(self) -> object:
         """Called when ``handle_request()`` saw no request in time. Does nothing here."""
 
     def _handle_request_noblock(self) -> bool:

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import importlib
 import threading
+import types
 from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 __all__ = ["Deferral", "end_in_child", "get_handler", "raw_signal", "set_handler"]
 
 Result = TypeVar("Result")
+
+Handler: TypeAlias = Callable[[int, types.FrameType | None], object] | int | None
+"""What a signal means: a function, SIG_DFL or SIG_IGN, or None for what Python did not install."""
 
 # ``signal`` without its enums, whose making writes to dozens of pages that parent and child share after the fork: the
 # kernel copies each of them.
@@ -36,7 +40,7 @@ class Deferral:
 
     def __init__(self) -> None:
         self._applies = threading.get_ident() == threading.main_thread().ident and Deferral.current is None
-        self._handlers: dict[int, Any] = {}
+        self._handlers: dict[int, Handler] = {}
         """The handler that each deferred signal gets back at the end."""
         self._came: list[int] = []
         # Kept, because each look-up of a method makes a new object, and handlers are compared by identity.
@@ -66,11 +70,11 @@ class Deferral:
                 self._defer()
                 raise
 
-    def handler_of(self, signum: int) -> Any:
+    def handler_of(self, signum: int) -> Handler:
         """What a signal means from the end on."""
         return self._handlers[signum] if signum in self._handlers else raw_signal.getsignal(signum)
 
-    def exchange(self, signum: int, handler: Any) -> None:
+    def exchange(self, signum: int, handler: Handler) -> None:
         """Give a signal another meaning from the end on; if it came, its old handler runs now."""
         while callable(before := self._handlers.get(signum)) and handler is not before and self._takes(signum):
             before(signum, None)
@@ -84,7 +88,7 @@ class Deferral:
         self._came.clear()
         self._put_back()
 
-    def _take_note(self, signum: int, frame: Any) -> None:
+    def _take_note(self, signum: int, frame: types.FrameType | None) -> None:
         handler = self._handlers.get(signum)
         if callable(handler) and self._takes(signum):
             handler(signum, frame)
@@ -143,13 +147,13 @@ class Deferral:
                 self._deliver()
 
 
-def get_handler(signum: int) -> Any:
+def get_handler(signum: int) -> Handler:
     """``signal.getsignal()``, whether or not signals are deferred."""
     deferral = Deferral.current
     return raw_signal.getsignal(signum) if deferral is None else deferral.handler_of(signum)
 
 
-def set_handler(signum: int, handler: Any) -> None:
+def set_handler(signum: int, handler: Handler) -> None:
     """``signal.signal()``, whether or not signals are deferred; one that came meanwhile is for the handler before."""
     deferral = Deferral.current
     if deferral is None or threading.get_ident() != threading.main_thread().ident:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, overload
+from typing import ClassVar, Literal, cast, overload
 
 from sockserve.core.base_server import AddressT, RequestT
 from sockserve.core.handlers import BaseRequestHandler, ServerT
@@ -38,13 +38,13 @@ class PacketRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
     timeout: ClassVar[float | None] = None
     """Seconds that one ``receive()`` or ``send()`` may take; None: without limit."""
 
-    connection: Any
+    connection: RequestT
 
     def setup(self) -> None:
         """Set the connection's time-out."""
         self.connection = self.request
         if self.timeout is not None:
-            self.connection.settimeout(socket_limit_of(self.timeout))
+            cast("socket.socket", self.request).settimeout(socket_limit_of(self.timeout))
 
     @overload
     def receive(self, fds: Literal[0] = 0) -> bytes: ...  # type: ignore[overload-overlap]
@@ -63,7 +63,7 @@ class PacketRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
         process has room for: the packet is lost then, and all its descriptors are closed.
         """
         try:
-            data, received = receive_packet(self.connection, self.max_packet_size, fds)
+            data, received = receive_packet(cast("socket.socket", self.connection), self.max_packet_size, fds)
         except TimeoutError as error:
             raise PeerTimeoutError(*error.args) from error
         return (data, received) if fds else data
@@ -75,6 +75,6 @@ class PacketRequestHandler(BaseRequestHandler[ServerT, RequestT, AddressT]):
         example EMSGSIZE for a packet that is larger than the socket's send buffer; ValueError.
         """
         try:
-            send_packet(self.connection, data, fds)
+            send_packet(cast("socket.socket", self.connection), data, fds)
         except TimeoutError as error:
             raise PeerTimeoutError(*error.args) from error

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 from sockserve.core.servable import Request
 from sockserve.errors import PeerTimeoutError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 __all__ = ["SocketWriter", "StreamReader", "UnbufferedReader", "open_reader", "open_writer"]
 
 
@@ -26,7 +29,7 @@ class SocketWriter(io.BufferedIOBase):
         """Yes."""
         return True
 
-    def write(self, data: Any, /) -> int:
+    def write(self, data: Buffer, /) -> int:
         """Send all of ``data``; return its length in bytes.
 
         Raises PeerTimeoutError, a TimeoutError, or another OSError; then how much was sent is unknown.
@@ -52,7 +55,7 @@ class RawWriter(socket.SocketIO):
         super().__init__(connection, "w")
         _hold(connection)
 
-    def write(self, b: Any) -> int | None:
+    def write(self, b: Buffer) -> int | None:
         """Send as much of ``b`` as the socket takes; None if it takes nothing now and does not block."""
         try:
             return super().write(b)
@@ -163,13 +166,13 @@ class StreamReader(io.BufferedReader):
             self._time_out(b"")
         return data
 
-    def readinto(self, buffer: Any, /) -> int:
+    def readinto(self, buffer: Buffer, /) -> int:
         count = super().readinto(buffer)
         if self.raw.timed_out:
             self._time_out(bytes(memoryview(buffer).cast("B")[: count or 0]))
         return count
 
-    def readinto1(self, buffer: Any, /) -> int:
+    def readinto1(self, buffer: Buffer, /) -> int:
         count = super().readinto1(buffer)
         if self.raw.timed_out:
             self._time_out(bytes(memoryview(buffer).cast("B")[: count or 0]))
@@ -197,7 +200,7 @@ class StreamReader(io.BufferedReader):
 class UnbufferedReader(SocketReader):
     """Reads a connection without taking more from it than is asked for; keeps the same promises as StreamReader."""
 
-    def readinto(self, b: Any) -> int | None:
+    def readinto(self, b: Buffer) -> int | None:
         count = super().readinto(b)
         if self.timed_out:
             self.timed_out = False

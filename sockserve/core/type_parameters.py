@@ -12,7 +12,7 @@ elif sys.version_info >= (3, 13):
 else:
     import typing
 
-    def TypeVar(name: str, *, default: Any, **options: Any) -> typing.TypeVar:  # noqa: N802 - what it stands in for
+    def TypeVar(name: str, *, default: object, **options: object) -> typing.TypeVar:  # noqa: N802 - what it stands in for
         """Make one that knows its default, as the class of the same name of later Pythons does."""
         variable = typing.TypeVar(name, **options)
         variable.__default__ = default

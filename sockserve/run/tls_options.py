@@ -46,7 +46,7 @@ def read_tls(options: argparse.Namespace) -> Any:
     from sockserve.net.tls_settings import TLS  # noqa: PLC0415 - it needs ssl, which others need not pay for
 
     client_ca, alpn = options.tls_client_ca, _words(options.tls_alpn)
-    hosts = {}
+    hosts: dict[str, TLS] = {}
     for text in options.tls_host:
         name, certificate, key = _host(text)
         hosts[name] = TLS(certificate, key, client_ca=client_ca, alpn=alpn)
