@@ -40,7 +40,7 @@ class ThreadPoolMixIn(WaitingForWorkersMixIn, ServedInLoop):
 
     A connection that a handler keeps with ``keep_open()`` holds no thread while its client is silent. A handler that
     waits for its client in any other way holds its thread: give it a ``timeout``, or ``max_workers`` silent clients
-    keep everybody else waiting. When the loop ends, connections kept in this way end too, as in a drain; other requests
+    keep all others waiting. When the loop ends, connections kept in this way end too, as in a drain; other requests
     in progress go on.
 
     A worker that dies of an exception which ``handle_error()`` did not take is replaced, and the log says so.
