@@ -287,7 +287,7 @@ def test_a_pool_without_epoll_hears_what_there_was_no_memory_for(verb: str, monk
         found: list[tuple[int, int]] = []
         waiting.start()
         monkeypatch.setattr(socket.socket, verb, call_perhaps)
-        poller.arm(ours.fileno())
+        poller.arm(ours.fileno(), poller.once)
         waiting.join()
         monkeypatch.undo()
         assert found == [(ours.fileno(), 0)]
