@@ -118,6 +118,34 @@ def test_a_drain_lets_a_handshake_come_to_its_end(
     assert drained == [(1, 0)]
 
 
+def test_a_pool_that_stops_lets_a_handshake_come_to_its_end(
+    running: Running, pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though none can be parked any more: the worker that leaves goes on with it, and its handler sees the end."""
+    monkeypatch.setattr(preparing, "DRAIN_GRACE", LIMIT)
+    server = running(make("pool", Tell, tls=sockserve.TLS(*pki.a)))
+    with connect(server, timeout=LIMIT) as plain:
+        client = InMemory(pki, plain, "a.test")
+        plain.sendall(client.hello)
+        wait_until(lambda: [each.state for each in server.active_requests] == ["parked"])
+        server.shutdown()
+        client.shake_hands()
+        assert client.say()[-1] == "hello\n"
+
+
+def test_a_pool_that_stops_waits_for_no_silent_client(
+    running: Running, pki: Pki, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    """Its moment over, it is refused, whatever is left of ``handshake_timeout``."""
+    refused = expect_log(logging.INFO, "refused .*TLS handshake failed: the server ends")
+    monkeypatch.setattr(preparing, "DRAIN_GRACE", 0.05)
+    server = running(make("pool", Tell, tls=sockserve.TLS(*pki.a), handshake_timeout=10 * LIMIT))
+    with HalfHandshake(server):
+        wait_until(lambda: [each.state for each in server.active_requests] == ["parked"])
+        server.shutdown()
+        refused.wait()
+
+
 def test_x20_what_a_client_sends_before_it_closes_arrives(running: Running, pki: Pki) -> None:
     """X20: a client that only sends, and closes at once, loses nothing: there is no ticket that it has not read."""
     received: list[int] = []

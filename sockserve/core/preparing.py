@@ -70,8 +70,8 @@ def prepare(server: AnyServer, live: LiveRequest) -> bool:
                 if live.parking.park(live, preparation.seconds_left()):
                     # Another thread may have it by now.
                     return False
-                # No event of its client would be heard any more.
-                end_input(live.request)
+                # No event of its client would be heard any more; here it is.
+                preparation.hurry()
             preparation.wait()
     except BaseException:
         live.preparation = None
@@ -129,6 +129,7 @@ class Preparation:
         self._is_tls = False
         self._wants_output = False
         self._retries = False
+        self._hurries = False
         self._steps: Generator[None, None, None] | None = None
 
     def begin_with_server(self) -> None:
@@ -157,6 +158,12 @@ class Preparation:
     def seconds_left(self) -> float | None:
         """Seconds until the deadline; None: there is none."""
         return None if self._deadline == math.inf else max(SHORTEST, self._deadline - time.monotonic())
+
+    def hurry(self) -> None:
+        """Refuse it as a drain does, at once or as soon as it is no longer young."""
+        self._hurries = True
+        if not self.is_young():
+            end_input(self._live.request)
 
     def is_young(self) -> bool:
         """Whether a drain lets it go on for a moment."""
@@ -243,7 +250,8 @@ class Preparation:
         yield
         if time.monotonic() >= self._deadline:
             raise self._refusal(f"not done within {self._limit:g} s")
-        if getattr(self._server, "draining", False) and not self.is_young():
+        ends = self._hurries or getattr(self._server, "draining", False)
+        if ends and not self.is_young():
             raise self._refusal("the server ends")
 
     def _refusal(self, reason: str) -> RefusedError:

@@ -375,7 +375,12 @@ class Parking:
     def end_all(self) -> None:
         """End those that are parked now, or whose descriptor is not watched."""
         for live in self.parked.copy().values():
-            if self.claim(live):
+            if not self.claim(live):
+                continue
+            if live.preparation is not None and live.preparation.is_young():
+                # For a moment its handshake goes on, in this thread.
+                self.serve(live, False)
+            else:
                 self.end(live)
         while self.later:
             self.serve_later()
