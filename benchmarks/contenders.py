@@ -28,6 +28,7 @@ EVERYTHING = ("ping", "connect", "udp")
 HTTP = ("http", "http-kept")
 WITH_FILES = ("ping-stream", "connect-stream")
 UNIX = "ping-unix"
+WAITING = ("wait1", "wait5", "held")
 
 
 class Contender(NamedTuple):
@@ -104,10 +105,10 @@ CONTENDERS: Sequence[Contender] = (
     _ours("inline", "inline", *EVERYTHING, *WITH_FILES, one_at_a_time=True, is_twin=True),
     _ours("thread", "thread", *EVERYTHING, *WITH_FILES, *HTTP, UNIX, slowness=_THREAD_COSTS, is_twin=True),
     _ours("fork", "fork", *EVERYTHING, *WITH_FILES, slowness=_FORK_COSTS),
-    _ours("pool", "pool", *EVERYTHING, "connect-stream", *HTTP, UNIX, workers=4),
-    _ours("pool-1", "pool", "cpu", workers=1),
+    _ours("pool", "pool", *EVERYTHING, "connect-stream", *HTTP, UNIX, "hash", workers=4),
+    _ours("pool-1", "pool", "cpu", "hash", workers=1),
     _ours("pool-2", "pool", "cpu", workers=2),
-    _ours("pool-16", "pool", *EVERYTHING, workers=16),
+    _ours("pool-16", "pool", *EVERYTHING, *WAITING, workers=16),
     _ours("greenlet", "greenlet", *STREAMS, "connect-stream", *HTTP, UNIX, needs="greenlet"),
     _ours("prefork-inline", "inline", "connect", "udp", processes=2),
     _ours("prefork-pool", "pool", *STREAMS, "cpu", workers=2, processes=2),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import pathlib
 import re
+import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -72,6 +74,32 @@ def read_redis_benchmark(output: str, clients: int, requests: int) -> Result:
     if requests >= ENOUGH_EACH * clients:
         _refuse_starvation("redis-benchmark", float(row["rps"]), float(row["avg_latency_ms"]), clients)
     return Result(requests, float(row["rps"]), float(row["p50_latency_ms"]), float(row["p99_latency_ms"]))
+
+
+HOLDERS = 15
+"""Of sixteen workers so many are held."""
+
+
+def beside_held(place: Place, clients: int, requests: int) -> Result:
+    """Quick requests beside clients that hold a worker each, all the time."""
+    is_over = threading.Event()
+
+    def hold() -> None:
+        with socket.create_connection(("127.0.0.1", int(place)), TIME_LIMIT) as client:
+            while not is_over.is_set():
+                client.sendall(b"HOLD\r\n")
+                if not client.recv(100):
+                    return
+
+    holders = [threading.Thread(target=hold) for _ in range(HOLDERS)]
+    for holder in holders:
+        holder.start()
+    try:
+        return redis_benchmark(place, clients, requests)
+    finally:
+        is_over.set()
+        for holder in holders:
+            holder.join()
 
 
 def ab(port: Place, clients: int, requests: int) -> Result:

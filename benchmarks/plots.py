@@ -19,6 +19,7 @@ WORDS = {
     "cpu_us": "µs of processor time per request (less is better)",
     "kib_each": "KiB per idle connection (less is better)",
     "per_second": "requests per second (more is better)",
+    "p99_ms": "ms until an answer, 99th percentile (less is better)",
     "busy_p99_ms": "ms that shutdown() takes under load, 99th percentile (less is better)",
     "per_minute": "wake-ups per minute while idle (less is better)",
 }

@@ -126,6 +126,8 @@ LIMITS: Sequence[Limit] = (
     *_below("P3", 1.6, Figure("ping500", "pool"), "floor"),
     *_below("P3", 0.5, Figure("ping500", "pool"), "stdlib-thread"),
     *_below("P3", 1.0, Figure("ping500", "pool"), "uvloop"),
+    Limit("P3", Figure("held", "pool-16", "p99_ms"), 5.0),
+    Limit("P3", Figure("hash", "pool", "per_second"), 1.7, Figure("hash", "pool-1", "per_second"), at_least=True),
     *_below("P4", 1.1, Figure("udp", "inline"), "uvloop"),
     *_below("P4", 1.0, Figure("udp", "inline"), "stdlib-inline"),
     *_below("P5", 0.25, Figure("udp", "pool"), "stdlib-thread"),

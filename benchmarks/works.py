@@ -118,7 +118,7 @@ class Rate(NamedTuple):
     @property
     def stays(self) -> bool:
         """Whether a client keeps its connection."""
-        return self.protocol.startswith(("ping", "http-kept", "cpu"))
+        return self.protocol.startswith(("ping", "http-kept", "cpu", "wait", "held", "hash"))
 
     def measure(
         self, contenders: Sequence[Contender], start: Start, places: Places, effort: Effort
@@ -386,6 +386,10 @@ WORKS: Sequence[Work] = (
     Rate("ping2000", "ping", loads.redis_benchmark, clients=2000, requests=40_000, turns=1, further=1),
     Rate("ping-stream", "ping-stream", loads.redis_benchmark, clients=50, requests=30_000, turns=2),
     Rate("ping-unix", "ping-unix", loads.redis_benchmark, clients=50, requests=30_000, turns=2),
+    Rate("wait1", "wait1", loads.redis_benchmark, clients=200, requests=20_000, turns=2, unit="per_second"),
+    Rate("wait5", "wait5", loads.redis_benchmark, clients=200, requests=8_000, turns=2, unit="per_second"),
+    Rate("held", "held", loads.beside_held, clients=1, requests=2_000, turns=2, unit="p99_ms"),
+    Rate("hash", "hash", loads.redis_benchmark, clients=16, requests=20_000, turns=2, unit="per_second", on_both=True),
     Rate("connect", "connect", loads.ab, clients=50, requests=8_000, turns=2, further=4),
     Rate("connect-stream", "connect-stream", loads.ab, clients=50, requests=6_000, turns=2),
     Rate("udp", "udp", loads.dnsperf, clients=50, requests=15_000, turns=2),

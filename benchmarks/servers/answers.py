@@ -22,6 +22,13 @@ def dns_answer(query: bytes) -> bytes:
     return query[:2] + b"\x81\x80" + query[4:]
 
 
+HASHED = bytes(64 * 1024)
+"""What a handler hashes that computes without the interpreter's lock."""
+
+HELD = 0.05
+"""Seconds for which a handler holds its worker, if its client does not say PING."""
+
+
 def work_hard() -> int:
     """Keep a processor busy."""
     total = 0

@@ -6,12 +6,14 @@ of the pool's workers. PROCESSES: of sockserve, as many prefork workers. Exit st
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import importlib
 import sys
+import time
 from typing import Any
 
-from answers import BACKLOG, BODY, PAGE, PONG, announce, dns_answer, unix_path, work_hard
+from answers import BACKLOG, BODY, HASHED, HELD, PAGE, PONG, announce, dns_answer, unix_path, work_hard
 
 NO_SUCH_MODEL = 3
 
@@ -76,6 +78,32 @@ def cpu_parked(self: Any) -> None:
         self.keep_open()
 
 
+def wait_parked(self: Any, seconds: float) -> None:
+    """Wait for something else, as for a database, and answer."""
+    if self.request.recv(1024):
+        time.sleep(seconds)  # noqa: TID251 - it is what a database takes
+        self.request.sendall(PONG)
+        self.keep_open()
+
+
+def held_parked(self: Any) -> None:
+    """Answer PING at once, and anything else in its time."""
+    data = self.request.recv(1024)
+    if data:
+        if not data.startswith(b"PING"):
+            time.sleep(HELD)  # noqa: TID251 - the same
+        self.request.sendall(PONG)
+        self.keep_open()
+
+
+def hash_parked(self: Any) -> None:
+    """Compute without the interpreter's lock, and answer."""
+    if self.request.recv(1024):
+        hashlib.sha3_256(HASHED).digest()
+        self.request.sendall(PONG)
+        self.keep_open()
+
+
 class Pages(http.server.BaseHTTPRequestHandler):
     """One page, and no log."""
 
@@ -123,6 +151,10 @@ def handler_class(module: Any, model: str, work: str) -> Any:
         "connect-stream": connect_stream,
         "udp": udp,
         "cpu": cpu_parked if model == "pool" else cpu,
+        "wait1": lambda self: wait_parked(self, 0.001),
+        "wait5": lambda self: wait_parked(self, 0.005),
+        "held": held_parked,
+        "hash": hash_parked,
     }[work]
     base = "StreamRequestHandler" if work.endswith("-stream") else "BaseRequestHandler"
     return type("Handler", (getattr(module, base),), {"handle": handle})

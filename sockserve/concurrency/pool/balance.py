@@ -25,7 +25,7 @@ FEW = 1000.0
 CALM = 10
 """Such ticks in a row after which it is watched no longer."""
 
-WINDOW = 0.01
+WINDOW = 0.02
 """Seconds whose progress is compared."""
 
 GAIN = 1.1

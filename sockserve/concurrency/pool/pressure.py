@@ -81,7 +81,7 @@ class Pressure:
         elapsed, used = max(now - self._time, TICK / 100), computed - self._computed
         moved = waiting = able = 0
         waited = 0.0
-        held_up: list[PoolThread] = []
+        standing: list[PoolThread] = []
         before, self._before = self._before, {}
         seated = set(self._pool.bench.seated)
         for key, worker in self._pool.workers.copy().items():
@@ -93,13 +93,15 @@ class Pressure:
                 continue
             if worker.is_waiting:
                 waiting += 1
-            elif served == served_before:
-                held_up.append(worker)
-                continue
+            else:
+                standing.append(worker)
+                if served == served_before:
+                    # A handler holds it up.
+                    continue
             able += 1
         # As Balance asks: only then is it worth a look at the kernel's tables.
         looks_held_up = not waiting and (not moved or used + waited < BUSY * elapsed)
-        is_starved = looks_held_up and used < elapsed / 2 and any(map(_is_ready, held_up[:SAMPLES]))
+        is_starved = looks_held_up and used < elapsed / 2 and any(map(_is_ready, standing[:SAMPLES]))
         self._time, self._computed = now, computed
         return Look(elapsed, used, waited, moved, waiting, is_starved), able
 
