@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -275,6 +276,48 @@ def test_tls(running: Running, certificate: pathlib.Path, version: ssl.TLSVersio
     assert client(address, *trust, "--line", "x") == b"hello\nx\n"
     data = os.urandom(1024) * 1024
     assert client(address, *trust, data=data) == b"hello\n" + data
+
+
+def test_what_comes_with_the_end_of_the_handshake_is_no_error(certificate: pathlib.Path) -> None:
+    """In TLS 1.2 the server speaks last, and may greet in the same segment: before the client has said its line."""
+    context = certificates.server_context(certificate, ssl.TLSVersion.TLSv1_2)
+    received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(received, to_send, server_side=True)
+
+    def take(connection: socket.socket) -> None:
+        data = connection.recv(65536)
+        received.write(data) if data else received.write_eof()
+
+    def serve() -> None:
+        connection = listener.accept()[0]
+        with connection:
+            while True:
+                try:
+                    tls.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    connection.sendall(to_send.read())
+                    take(connection)
+            tls.write(b"hello\n")
+            connection.sendall(to_send.read())
+            while not heard.endswith(b"\n"):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    heard.extend(tls.read(100))
+                    continue
+                take(connection)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.unwrap()
+            connection.sendall(to_send.read())
+
+    heard = bytearray()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(LIMIT)
+        serving = threading.Thread(target=serve)
+        serving.start()
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        assert client(address, "--tls", "--cafile", str(certificate), "--line", "x") == b"hello\n"
+        serving.join(LIMIT)
+    assert heard == b"x\n"
 
 
 def test_whom_tls_trusts(running: Running, certificate: pathlib.Path) -> None:

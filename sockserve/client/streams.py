@@ -116,7 +116,8 @@ class Conversation:
         self._connection = connection
         self._layer = layer
         self._input = input_as_socket() if line is None else None
-        self._unsent = b"" if line is None else layer.encode(line + b"\n") + layer.end()
+        self._line = line
+        self._unsent = b""
 
     def run(self) -> None:
         """Send the input, print the answer, return when the server has closed.
@@ -128,6 +129,9 @@ class Conversation:
         # What the server sent together with the end of its handshake.
         if self._decode(None):
             return
+        if self._line is not None:
+            # Only now: SSL_shutdown(3) is an error while data of the server is unread.
+            self._unsent = self._layer.encode(self._line + b"\n") + self._layer.end()
         with selectors.DefaultSelector() as selector, self._input or contextlib.nullcontext():
             while True:
                 if not has_ended and self._input is None and not self._unsent:
