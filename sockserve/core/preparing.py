@@ -25,7 +25,7 @@ from sockserve.core.servable import Address, AnyServer, Request
 from sockserve.core.serving import Served, table_of
 from sockserve.errors import DatagramTruncatedError, HandshakeError, PeerError, ProxyHeaderError, RefusedError
 from sockserve.net.closing import end_input
-from sockserve.net.tls import SHORTEST, reason_of, wait_writable, wrap_accepted
+from sockserve.net.tls import SHORTEST, reason_of, recv_beneath, wait_writable, wrap_accepted
 from sockserve.net.waiting_socket import WaitingSocket
 from sockserve.seconds import limit_of
 
@@ -42,8 +42,9 @@ __all__ = [
     "record_of",
 ]
 
-DRAIN_GRACE = 0.5
-"""Seconds that a drain gives one that has just begun: a healthy handshake is over by then, also across an ocean."""
+DRAIN_GRACE = 1.0
+"""Seconds that a drain gives one that has just begun: a healthy handshake is over by then, also across an ocean and on
+a busy machine. Ended at once, 2 of 193 clients were lost at each restart."""
 
 LOOK_AGAIN = 0.25
 """Seconds after which a thread that waits sees that a drain has begun."""
@@ -202,6 +203,7 @@ class Preparation:
             if tls is not None:
                 tls.check()
                 name = yield from self._shake_hands(request, tls)
+                yield from self._let_speak(live.request)
         finally:
             _set_timeout(live.request, before)
         self._note(peer, header, None if tls is None else tls_info_of(live.request, name))
@@ -253,6 +255,19 @@ class Preparation:
         ends = self._hurries or getattr(self._server, "draining", False)
         if ends and not self.is_young():
             raise self._refusal("the server ends")
+
+    def _let_speak(self, sock: Any) -> Generator[None, None, None]:
+        """In a drain, let a client that has just shaken hands send its request: it is on its way, and would be lost."""
+        while getattr(self._server, "draining", False) and self.is_young() and not sock.pending():
+            try:
+                recv_beneath(sock, 1, socket.MSG_PEEK)
+            except BlockingIOError:
+                self._wants_output = self._retries = False
+                yield
+            except OSError:
+                return
+            else:
+                return
 
     def _refusal(self, reason: str) -> RefusedError:
         if self._is_tls:
