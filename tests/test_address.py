@@ -112,7 +112,7 @@ def test_a_refusal_shows_the_text_the_reason_and_what_is_accepted(text: str) -> 
 def test_every_example_of_the_help_text_is_accepted() -> None:
     """The forms that a refusal lists are addresses themselves, at least one of each scheme."""
     examples = [line.split()[0] for line in ACCEPTED_FORMS.splitlines()]
-    schemes = {"tcp", "tls", "udp", "unix", "unix-dgram", "unix-seqpacket", "fd"}
+    schemes = {"tcp", "tls", "udp", "unix", "unix-dgram", "unix-seqpacket", "fd", "systemd"}
     assert {parse_address(example).scheme for example in examples} == schemes
     assert [str(parse_address(example)) for example in examples] == examples
 

@@ -28,6 +28,8 @@ _LAST_FD = 2**31 - 1
 _NUMBER = re.compile("0|[1-9][0-9]{0,9}")
 # RFC 1123, 2.1, and the underscore that container networks put into names.
 _HOST_NAME = re.compile("[A-Za-z0-9._-]+")
+# FileDescriptorName= of systemd.socket(5): ASCII without ":" and control characters.
+_UNIT_NAME = re.compile("[!-9;-~]{0,255}")
 # RFC 6874: unreserved characters.
 _ZONE = re.compile("[A-Za-z0-9._~-]+")
 
@@ -45,7 +47,8 @@ class Address(NamedTuple):
     """SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET; None for an inherited descriptor, whose type only the kernel knows."""
 
     sockaddr: tuple[str, int] | str | int
-    """What bind() takes: host and port, or a path, or an abstract name that begins with NUL; or the descriptor."""
+    """What bind() takes: host and port, or a path, or an abstract name that begins with NUL; or the descriptor, or the
+    name of what systemd passes, "" for all of it."""
 
     def __str__(self) -> str:
         if isinstance(self.sockaddr, tuple):
@@ -164,6 +167,12 @@ def _read_fd(rest: str) -> tuple[socket.AddressFamily, int]:
     return socket.AF_UNSPEC, _read_number(rest, "descriptor", _LAST_FD)
 
 
+def _read_unit_name(rest: str) -> tuple[socket.AddressFamily, str]:
+    if not _UNIT_NAME.fullmatch(rest):
+        raise ValueError(f"{rest!r} is not a name that systemd gives to a socket")
+    return socket.AF_UNSPEC, rest
+
+
 def _read_number(digits: str, what: str, last: int) -> int:
     if not _NUMBER.fullmatch(digits) or int(digits) > last:
         raise ValueError(f"{digits!r} is not a {what}: a number from 0 to {last} without leading zeros")
@@ -207,6 +216,14 @@ _SCHEMES = {
         {"unix-seqpacket:/run/app.sock": "a Unix socket that keeps packets apart, in the same forms"},
     ),
     "fd": _Scheme(None, _read_fd, {"fd:3": "a socket that this process inherited, by its descriptor"}),
+    "systemd": _Scheme(
+        None,
+        _read_unit_name,
+        {
+            "systemd:": "all sockets that systemd passes to this process",
+            "systemd:web": "those of this name (FileDescriptorName=)",
+        },
+    ),
 }
 
 _UNIX_SCHEMES = {scheme.type: name for name, scheme in _SCHEMES.items() if name.startswith("unix")}

@@ -16,10 +16,11 @@ from sockserve.core.server import TCPServer
 from sockserve.errors import AddressError, BindError
 from sockserve.log import log
 from sockserve.net.address import Address, format_address, parse_address
-from sockserve.net.listen import adopt, unix_name
+from sockserve.net.listen import adopt, listens, unix_name
+from sockserve.net.systemd import inherited
 from sockserve.ready_made import server_class
 
-__all__ = ["AnyServer", "address_of", "check_tls", "open_servers", "reload_tls", "roots_of"]
+__all__ = ["AnyServer", "address_of", "check_tls", "open_servers", "reload_tls", "roots_of", "with_inherited"]
 
 AnyServer: TypeAlias = TCPServer[Any, Any]
 
@@ -104,9 +105,25 @@ def address_of(server: AnyServer) -> str:
 
 
 def reload_tls(servers: Iterable[AnyServer]) -> None:
-    """Load the TLS of the servers anew, once for all that share it. What fails the log says."""
+    """Load the TLS of the servers anew, once for all that share it. The log says that it was, or what fails."""
     for tls in {id(tls): tls for server in servers if (tls := tls_of(server)) is not None}.values():
-        tls.reload()
+        if tls.reload():
+            log.info("the certificates were loaded anew")
+
+
+def with_inherited(addresses: Sequence[str]) -> list[str]:
+    """The same addresses, with those of the sockets that systemd passes in the place of ``systemd:`` and its name.
+
+    Call it before this process becomes another one by fork(2). Raises AddressError.
+    """
+    found: list[str] = []
+    for text in addresses:
+        address = parse_address(text)
+        if address.scheme == "systemd":
+            found += [f"fd:{each.fd}" for each in inherited(str(address.sockaddr))]
+        else:
+            found.append(text)
+    return found
 
 
 def _open(make: _Make, address: Address, settings: Mapping[str, object], signals: Deferral) -> list[AnyServer]:
@@ -152,8 +169,9 @@ def _open_one(server: AnyServer, address: Address, settings: Mapping[str, object
                 # [::] takes the IPv4 port too unless it is told not to (ipv6(7)); then nothing else may have that one.
                 server.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
             server.server_bind()
-        # Of an inherited socket that listens already this sets the backlog only.
-        server.server_activate()
+        if not listens(server.socket) or "request_queue_size" in settings:
+            # listen(2) on a socket that listens changes its backlog, for all processes that have it.
+            server.server_activate()
     except OSError as error:
         server.server_close()
         raise _refusal(address, error) from error

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
 
 from sockserve.concurrency.prefork.mix_in import SupervisorStay
+from sockserve.concurrency.prefork.phases import Phase
 from sockserve.concurrency.prefork.signals import handling_signals
 from sockserve.concurrency.prefork.supervisor import Supervisor
 from sockserve.concurrency.prefork.worker_handle import drain_within
 from sockserve.concurrency.prefork.worker_link import Link
 from sockserve.concurrency.prefork.worker_main import live
-from sockserve.core.deferral import Deferral
-from sockserve.core.events import Counters, Observer
+from sockserve.core.events import Counters
 from sockserve.core.loop import Loop
 from sockserve.core.server import TCPServer
 from sockserve.core.serving import serving_of
@@ -23,7 +22,9 @@ from sockserve.errors import AlreadyServingError
 from sockserve.net.listen import listens
 from sockserve.run.loading import forget_modules, load_handler
 from sockserve.run.opening import AnyServer, address_of, reload_tls
+from sockserve.run.program import Program
 from sockserve.run.signals import handling
+from sockserve.run.states import State
 from sockserve.run.stopping import Draining
 from sockserve.run.working_directory import WorkingDirectory
 
@@ -43,14 +44,13 @@ class Processes(NamedTuple):
 class _Service:
     """What each worker does, and what the supervisor does for it."""
 
-    def __init__(
-        self, servers: Sequence[AnyServer], name: str | None, observers: Sequence[Observer], ready: Callable[[], object]
-    ) -> None:
-        self._servers = servers
+    def __init__(self, program: Program, name: str | None) -> None:
+        self._servers = program.servers
         self._name = name
         self._directory = WorkingDirectory()
-        self._observers = observers
-        self._ready: Callable[[], object] | None = ready
+        self._observers = program.observers
+        self._ready: Callable[[], object] | None = program.ready
+        self._states = program.states
 
     def work(self, link: Link) -> None:
         """Serve all addresses."""
@@ -105,40 +105,51 @@ class _Service:
         ready, self._ready = self._ready, None
         if ready is not None:
             ready()
+        if self._states.present in (State.STARTING, State.LAME):
+            self._states.change(State.READY)
+
+    def stands(self, phase: Phase, is_rolling: bool) -> None:
+        """Tell the states; what they do not let follow is none."""
+        if phase is not Phase.KEEPS or is_rolling:
+            self._states.change(_STATE_OF[phase])
+        elif self._states.present is State.RELOADING:
+            self._states.change(State.READY)
 
 
-def serve_in_processes(
-    servers: Sequence[AnyServer],
-    name: str | None,
-    processes: Processes,
-    observers: Sequence[Observer],
-    ready: Callable[[], object],
-    *,
-    signals: Deferral,
-    early: Sequence[signal.Signals],
-    handles_signals: bool,
-) -> Counters:
+_STATE_OF = {
+    # In a rolling restart.
+    Phase.KEEPS: State.RELOADING,
+    # Until it is resumed.
+    Phase.EMPTIES: State.LAME,
+    Phase.STOPS: State.DRAINING,
+    Phase.ENDS: State.DRAINING,
+    Phase.DRAINS: State.DRAINING,
+}
+
+
+def serve_in_processes(program: Program, name: str | None, processes: Processes) -> Counters:
     """Serve until a signal, or until ``shutdown()`` was called on every server; return what all workers counted.
 
-    ``name`` is the handler's, if a rolling restart shall load it anew. ``ready`` is called once, when a worker serves.
-    ``early``: those that came before; if there was one, no worker is made. Raises CrashLoopError.
+    ``name`` is the handler's, if a rolling restart shall load it anew. If a signal asked to stop before, no worker is
+    made. Raises CrashLoopError.
     """
-    service = _Service(servers, name, observers, ready)
+    servers, loop = program.servers, program.loop
+    service = _Service(program, name)
     supervisor = Supervisor(", ".join(address_of(server) for server in servers), service, processes)
     for server in servers:
         if listens(server.socket):
             # For all processes and for good: given back by one, it would let the others block in accept().
             server.socket.setblocking(False)
     with contextlib.ExitStack() as last_first:
-        loop = last_first.enter_context(Loop())
+        last_first.callback(loop.close)
         loop.thread = threading.get_ident()
         stays = [last_first.enter_context(_staying(server, loop)) for server in servers]
-        if handles_signals:
+        if program.handles_signals:
             last_first.enter_context(handling(lambda _: supervisor.stop()))
             last_first.enter_context(handling_signals(supervisor))
 
         def run() -> None:
-            if not early:
+            if not program.early:
                 supervisor.run(
                     loop,
                     lambda: _are_stopped(stays),
@@ -146,10 +157,10 @@ def serve_in_processes(
                 )
 
         try:
-            signals.lifted(run)
+            program.signals.lifted(run)
         finally:
             service.close_ports()
-            signals.lifted(lambda: supervisor.end(drain_within(processes.drain_timeout)))
+            program.signals.lifted(lambda: supervisor.end(drain_within(processes.drain_timeout)))
     return supervisor.counters
 
 

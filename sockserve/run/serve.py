@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,10 +16,13 @@ from sockserve.core.lifecycle import CutShort
 from sockserve.core.loop import Loop
 from sockserve.log import counted, log
 from sockserve.run.loading import load_handler
-from sockserve.run.opening import AnyServer, address_of, check_tls, open_servers, reload_tls
+from sockserve.run.opening import AnyServer, address_of, check_tls, open_servers, reload_tls, with_inherited
 from sockserve.run.options import check, server_attributes
 from sockserve.run.orphans import leave_orphans_to_a_parent
+from sockserve.run.program import Program
+from sockserve.run.service_manager import notifying
 from sockserve.run.signals import answering_for_processes, handling, noting_sigterm
+from sockserve.run.states import State, States
 from sockserve.run.stopping import Stop, time_limit
 
 if hasattr(os, "fork"):
@@ -66,7 +68,8 @@ def serve(
 
     handler: the class, or any callable that takes ``(request, client_address, server)``; or "package.module:Class".
     addresses: ``tcp://host:port``, ``tcp://[::1]:0``, ``udp://…``, ``unix:/path``, ``unix-dgram:/path``, ``fd:N``;
-        ``tls://host:port`` is TCP with TLS.
+        ``tls://host:port`` is TCP with TLS; ``systemd:`` all sockets that systemd passes, ``systemd:web`` those of the
+        name.
         Without a host (``tcp://:80``) two servers have the port, for IPv4 and for IPv6. Of a
         host name one address is bound, an IPv4 one if there is any. A descriptor is closed at the end.
     model: "thread", "pool", "fork", "greenlet" or "inline", which serves one request at a time, whatever the addresses.
@@ -104,10 +107,10 @@ def serve(
         raise TypeError("serve() needs an address")
     values = check(given)
     check_tls(addresses, tls)
+    addresses = tuple(with_inherited(addresses))
     leave_orphans_to_a_parent()
     name = handler if isinstance(handler, str) else None
     factory = load_handler(handler) if isinstance(handler, str) else handler
-    others = tuple(observers)
     handles_signals = install_signal_handlers and threading.current_thread() is threading.main_thread()
     settings: dict[str, object] = {
         # A thread that ignores being cut must not keep the process from ending.
@@ -119,30 +122,32 @@ def serve(
     }
     with Deferral() as signals, contextlib.ExitStack() as last_first:
         early = last_first.enter_context(noting_sigterm(noted=handles_signals))
+        loop, states = last_first.enter_context(Loop()), States()
+        if handles_signals:
+            # Another one is a part of a program that speaks for itself.
+            last_first.enter_context(notifying(states, loop))
         servers = open_servers(factory, addresses, model, settings, signals)
         for server in servers:
             last_first.callback(server.server_close)
         for server in servers:
             log.info("listening on %s", address_of(server))
-        tell = functools.partial(ready or _tell_nobody, tuple(servers))
+        program = Program(
+            servers=servers,
+            loop=loop,
+            states=states,
+            observers=tuple(observers),
+            ready=functools.partial(ready or _tell_nobody, tuple(servers)),
+            signals=signals,
+            early=early,
+            handles_signals=handles_signals,
+        )
         if processes is None:
-            counters = _serve_here(
-                servers,
-                model,
-                values["drain_timeout"],
-                others,
-                tell,
-                signals=signals,
-                early=early,
-                handles_signals=handles_signals,
-            )
+            counters = _serve_here(program, model, values["drain_timeout"])
         else:
             # The table has seen that there is fork.
             limits = Processes(processes, max_requests, values["worker_timeout"], values["drain_timeout"])  # pyright: ignore[reportPossiblyUnboundVariable]
-            run = serve_in_processes  # pyright: ignore[reportPossiblyUnboundVariable]
-            counters = run(
-                servers, name, limits, others, tell, signals=signals, early=early, handles_signals=handles_signals
-            )
+            counters = serve_in_processes(program, name, limits)  # pyright: ignore[reportPossiblyUnboundVariable]
+        states.change(State.STOPPED)
     log.info(
         "stopped: %s accepted, %d handled, %d failed, %d refused",
         counted(counters.accepted, "request"),
@@ -156,36 +161,29 @@ def serve(
 serve.__module__ = "sockserve"
 
 
-def _serve_here(
-    servers: Sequence[AnyServer],
-    model: str,
-    drain_timeout: float | None,
-    observers: Sequence[Observer],
-    ready: Callable[[], object],
-    *,
-    signals: Deferral,
-    early: Sequence[signal.Signals],
-    handles_signals: bool,
-) -> Counters:
+def _serve_here(program: Program, model: str, drain_timeout: float | None) -> Counters:
     counters = Counters()
+    servers, loop, states, signals = program.servers, program.loop, program.states, program.signals
     with contextlib.ExitStack() as last_first:
-        loop = last_first.enter_context(Loop())
-        stop = Stop(servers, loop)
+        last_first.callback(loop.close)
+        stop = Stop(servers, loop, lambda: states.change(State.DRAINING))
         for server in servers:
-            server.observers += (counters, *observers, stop)
+            server.observers += (counters, *program.observers, stop)
             server.attach(loop)
-        if handles_signals:
+        if program.handles_signals:
             has_tls = any(server.tls is not None for server in servers)
             reload = functools.partial(reload_tls, servers) if has_tls else None
             last_first.enter_context(handling(stop.on_signal))
-            last_first.enter_context(answering_for_processes(loop, reload))
+            last_first.enter_context(answering_for_processes(loop, reload, states.reloading))
             if model in ("inline", "greenlet") and drain_timeout is not None:
                 last_first.enter_context(time_limit(stop, drain_timeout))
-        signals.lifted(ready)
+        signals.lifted(program.ready)
+        if not program.early:
+            states.change(State.READY)
 
         def run() -> None:
             with contextlib.suppress(CutShort):
-                for signum in early:
+                for signum in program.early:
                     stop.on_signal(signum)
                 loop.run()
 

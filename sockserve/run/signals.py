@@ -58,34 +58,39 @@ FOR_PROCESSES = {
 
 
 @contextlib.contextmanager
-def answering_for_processes(loop: Loop, reload: Callable[[], object] | None = None) -> Generator[None]:
+def answering_for_processes(
+    loop: Loop,
+    reload: Callable[[], object] | None = None,
+    while_reloading: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Generator[None]:
     """Without worker processes, log what a signal for them would do, instead of being ended or stopped by it.
 
-    ``reload``: what SIGHUP does instead, in the loop.
+    ``reload``: what SIGHUP does instead, in the loop. ``while_reloading()``: a block in which SIGHUP is answered,
+    whether there is something to reload or not.
 
     Only for signals with their default meaning. With a controlling terminal SIGTTIN and SIGTTOU keep theirs, to stop a
     background job: caught, they would come again for each try to read or write. For the main thread only: ValueError.
     """
 
-    def answer(name: str, what: str, _: signal.Signals) -> None:
-        # Not here: the code that the signal interrupts may hold a lock of the log.
-        loop.call_soon(functools.partial(log.warning, "%s has no effect: it %s with processes only", name, what))
-        loop.wake()
+    def answer(name: str, what: str) -> None:
+        with while_reloading() if name == "SIGHUP" else contextlib.nullcontext():
+            if name == "SIGHUP" and reload is not None:
+                reload()
+            else:
+                log.warning("%s has no effect: it %s with processes only", name, what)
 
-    def answer_hangup(_: signal.Signals) -> None:
-        if reload is not None:
-            loop.call_soon(reload)
-            loop.wake()
+    def answer_soon(name: str, what: str, _: signal.Signals) -> None:
+        # Not here: the code that the signal interrupts may hold a lock of the log.
+        loop.call_soon(functools.partial(answer, name, what))
+        loop.wake()
 
     with contextlib.ExitStack() as last_first:
         for name, what in FOR_PROCESSES.items():
             signum = getattr(signal, name, None)
             if signum is None or get_handler(signum) != signal.SIG_DFL:
                 continue
-            if name == "SIGHUP" and reload is not None:
-                last_first.enter_context(handling(answer_hangup, (signum,)))
-            elif name == "SIGHUP" or not _has_terminal():
-                last_first.enter_context(handling(functools.partial(answer, name, what), (signum,)))
+            if name == "SIGHUP" or not _has_terminal():
+                last_first.enter_context(handling(functools.partial(answer_soon, name, what), (signum,)))
         yield
 
 

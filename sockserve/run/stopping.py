@@ -37,8 +37,10 @@ __all__ = ["Draining", "Stop", "time_limit"]
 class Stop(Observer):
     """Stops servers that one loop hosts. It has to be among their observers."""
 
-    def __init__(self, servers: Sequence[AnyServer], loop: Loop) -> None:
+    def __init__(self, servers: Sequence[AnyServer], loop: Loop, drains: Callable[[], object] = lambda: None) -> None:
+        """``drains`` is called in the loop's thread once no server accepts any more."""
         self.servers = servers
+        self._drains = drains
         self.loop = loop
         self.signal: signal.Signals | None = None
         """What asked; None: no signal did."""
@@ -107,6 +109,7 @@ class Stop(Observer):
             self.ask()
             # The servers leave.
             self.loop.run()
+            self._drains()
             active = sum(len(server.active_requests) for server in self.servers)
             cause = f" on {self.signal.name}" if self.signal else ""
             log.info("stopping%s: %s in progress", cause, counted(active, "request"))

@@ -60,6 +60,11 @@ class Places:
             return []
         return [place for place, worker in self.holders.items() if self._is_outdated(worker) and place not in held][:1]
 
+    def is_rolling(self) -> bool:
+        """Whether a rolling restart was asked for that is neither over nor given up."""
+        is_first = self.proven_generation < self.generation
+        return is_first or any(worker.generation < self.generation for worker in self.holders.values())
+
     def _is_outdated(self, worker: WorkerHandle) -> bool:
         return worker.wants_out or worker.generation < self.generation
 

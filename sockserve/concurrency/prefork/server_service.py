@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from sockserve.concurrency.prefork.phases import Phase
 from sockserve.concurrency.prefork.worker_link import Link
 from sockserve.core.serving import serving_of
 from sockserve.net.listen import listen_anew, listen_no_more, shares_port, twin_of
@@ -76,6 +77,9 @@ class ServerService:
         for place in self._empty:
             self._quiet(place)
         serving_of(self._server).lifecycle.serving.set()
+
+    def stands(self, phase: Phase, is_rolling: bool) -> None:
+        """Nothing: one server has no states but those of its lifecycle."""
 
 
 def take_place(server: Any) -> bool:

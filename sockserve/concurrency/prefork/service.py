@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from sockserve.concurrency.prefork.phases import Phase
 from sockserve.concurrency.prefork.worker_link import Link
 
 __all__ = ["Service", "Settings"]
@@ -48,3 +49,6 @@ class Service(Protocol):
 
     def serves(self) -> None:
         """A worker is ready."""
+
+    def stands(self, phase: Phase, is_rolling: bool) -> None:
+        """The supervisor has come to this phase, or a rolling restart has begun, was asked for again, or is over."""

@@ -71,6 +71,8 @@ class Supervisor(Source):
         # Held by what ends the workers without a loop that runs: one at a time, and again in a signal handler of it.
         self._ends = threading.RLock()
         self._run = Run(1)
+        self._stood: tuple[Phase, bool] | None = None
+        """What the service was told last of how this stands; None: it is to be told again."""
 
     @property
     def workers(self) -> dict[int, WorkerHandle]:
@@ -140,7 +142,7 @@ class Supervisor(Source):
         They pause while ``is_suspended()``. Those that still serve go on: ``end()`` waits for them. After ``stop()``
         this waits itself until all have ended. Raises CrashLoopError.
         """
-        self._run = Run(self._crew.settings.processes or cpu_count(), is_to_stop, is_suspended)
+        self._run, self._stood = Run(self._crew.settings.processes or cpu_count(), is_to_stop, is_suspended), None
         self._places.failures = 0
         if any(worker.is_ready and not worker.is_leaving for worker in self.workers.values()):
             # Of a run that an exception ended.
@@ -224,6 +226,10 @@ class Supervisor(Source):
                 self.leave()
         else:
             self._fill()
+        stands = run.phase, self._places.is_rolling()
+        if stands != self._stood:
+            self._stood = stands
+            crew.service.stands(*stands)
         self._hang_detector.before_wait(crew.loop)
         limit = self._ending.before_wait(crew.loop)
         without_pidfd = any(worker.child.pidfd is None for worker in self.workers.values())
@@ -242,6 +248,7 @@ class Supervisor(Source):
 
     def _roll(self) -> None:
         self._places.generation += 1
+        self._stood = None
 
     def _stop(self) -> None:
         self._run.stop(self._crew.settings.drain_timeout)

@@ -1,0 +1,31 @@
+"""What a program that serves consists of, whether it serves itself or by worker processes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from sockserve.core.deferral import Deferral
+from sockserve.core.events import Observer
+from sockserve.core.loop import Loop
+from sockserve.run.opening import AnyServer
+from sockserve.run.states import States
+
+__all__ = ["Program"]
+
+
+class Program(NamedTuple):
+    """One ``serve()``."""
+
+    servers: Sequence[AnyServer]
+    loop: Loop
+    """Of the thread that called it: it hosts the servers, or the supervisor."""
+    states: States
+    observers: Sequence[Observer]
+    ready: Callable[[], object]
+    """Called once, when it serves."""
+    signals: Deferral
+    early: Sequence[signal.Signals]
+    """Those that asked to stop before it served."""
+    handles_signals: bool
