@@ -9,7 +9,6 @@ and tells the waiters second. So no change goes unseen.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import socket
 import threading
 import time
@@ -325,10 +324,3 @@ class ActiveRequests:
 
 def _is_open(request: socket.socket | None) -> bool:
     return request is not None and request.fileno() >= 0
-
-
-def __getattr__(name: str) -> Any:
-    # Tools that look inside a server ask this module for its table; the state that has the table stands above it.
-    if name != "table_of":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module("sockserve.core.serving").table_of
