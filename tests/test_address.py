@@ -1,4 +1,4 @@
-"""Texts and addresses: what is accepted, what is refused and how, and that each address has one spelling."""
+"""Texts and addresses: what is accepted, what is refused and how, and that a text gives itself back."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ MEANINGS = {
     "tcp://localhost:0": Address("tcp", ANY, STREAM, ("localhost", 0)),
     "tcp://a_b-c.example.org.:65535": Address("tcp", ANY, STREAM, ("a_b-c.example.org.", 65535)),
     "tcp://:80": Address("tcp", ANY, STREAM, ("", 80)),
+    "tcp://*:80": Address("tcp", ANY, STREAM, ("*", 80)),
+    "udp://*:53": Address("udp", ANY, DGRAM, ("*", 53)),
     "tcp://[::1]:0": Address("tcp", V6, STREAM, ("::1", 0)),
     "tcp://[::]:443": Address("tcp", V6, STREAM, ("::", 443)),
     "tcp://[::ffff:10.0.0.1]:443": Address("tcp", V6, STREAM, ("::ffff:10.0.0.1", 443)),
@@ -65,6 +67,8 @@ REFUSED = {
     "tcp://user@localhost:80": "is not a host name",
     "tcp://localhost/x:80": "is not a host name",
     "tcp://local\0host:80": "is not a host name",
+    "tcp://*.example.org:80": "is not a host name",
+    "tcp://[*]:80": "is not an IPv6 address",
     "tcp://::1:80": "needs brackets",
     "tcp://fe80::1%eth0:80": "needs brackets",
     "tcp://[::1]": "is not a port",
@@ -135,7 +139,7 @@ PATHS = (
 @settings(deadline=None)
 @given(st.one_of(st.text(), st.builds("{}{}".format, SCHEMES, st.text(st.sampled_from("[]:/@%.-_01af\0٣\udc80")))))
 def test_any_text_is_an_address_or_the_documented_error(text: str) -> None:
-    """Nothing but AddressError comes out, and what is accepted has one spelling."""
+    """Nothing but AddressError comes out, and what is accepted gives its text back."""
     try:
         address = parse_address(text)
     except AddressError:

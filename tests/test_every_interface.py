@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import pathlib
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from support.log_watch import ExpectLog
+from support.programs import START_LIMIT, TESTS
 from support.serving import Operator, serve_with
 
 import sockserve
@@ -38,7 +42,7 @@ def echoes(scheme: str, family: int, address: Any) -> bool:
         return client.recv(10) == b"hello"
 
 
-@pytest.mark.parametrize("hosts", [("0.0.0.0", "[::]"), ("[::]", "0.0.0.0"), ("",)])  # noqa: S104 - every interface is meant
+@pytest.mark.parametrize("hosts", [("0.0.0.0", "[::]"), ("[::]", "0.0.0.0"), ("",), ("*",)])  # noqa: S104 - every interface is meant
 @pytest.mark.parametrize("scheme", KINDS)
 def test_both_families_have_one_port(scheme: str, hosts: tuple[str, ...]) -> None:
     """[::] leaves the port of IPv4 alone, in either order, and an address without a host is both."""
@@ -88,7 +92,7 @@ def test_worker_processes_serve_both_families() -> None:
 
 @pytest.mark.parametrize("taken", [1, 7])
 def test_a_port_whose_twin_is_taken_is_not_the_one(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A free IPv4 port is given up as long as its IPv6 twin belongs to another program."""
+    """Y22: a free IPv4 port is given up as long as its IPv6 twin belongs to another program."""
     bind = sockserve.TCPServer.server_bind
     refused = []
 
@@ -104,7 +108,7 @@ def test_a_port_whose_twin_is_taken_is_not_the_one(taken: int, monkeypatch: pyte
         assert len(operator.servers) == 2
         operator.signal()
 
-    serve_with(script, Echo, "tcp://:0")
+    serve_with(script, Echo, "tcp://*:0")
     assert len(refused) == taken
 
 
@@ -123,7 +127,7 @@ def test_a_port_that_was_asked_for_is_both_or_none() -> None:
 def test_without_ipv6_there_is_ipv4(
     number: int, call: str, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
 ) -> None:
-    """A system that has no IPv6, or has switched it off, serves IPv4 and says so in one line."""
+    """Y23: a system that has no IPv6, or has switched it off, serves IPv4 and says so in one line."""
     told = expect_log(logging.INFO, "IPv4 only")
     plain = socket.socket
 
@@ -146,6 +150,110 @@ def test_without_ipv6_there_is_ipv4(
 
     serve_with(script, Echo, "tcp://:0")
     assert len(told.lines) == 1
+
+
+def names(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
+    """Let every host name have these addresses."""
+    ask = socket.getaddrinfo
+
+    def getaddrinfo(_: object, port: int, family: int = 0, kind: int = 0) -> list[Any]:
+        return [each for host in hosts for each in ask(host, port, family, kind, 0, socket.AI_NUMERICHOST)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.mark.parametrize("scheme", KINDS)
+def test_a_host_name_binds_all_its_addresses(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one port, IPv4 first, and each once, however often the resolver names it."""
+    names(monkeypatch, "::1", "127.0.0.2", "127.0.0.1", "127.0.0.2")
+
+    def script(operator: Operator) -> None:
+        port = operator.server.server_address[1]
+        assert [server.server_address[:2] for server in operator.servers] == [
+            ("127.0.0.2", port),
+            ("127.0.0.1", port),
+            ("::1", port),
+        ]
+        monkeypatch.undo()
+        for server in operator.servers:
+            assert echoes(scheme, server.socket.family, server.server_address)
+        operator.signal()
+
+    serve_with(script, Echo, f"{scheme}://name.example:0")
+
+
+def test_an_address_of_a_name_that_is_another_hosts_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is IPv6, a name's IPv6 address that cannot be bound is refused, not left out: all, or none."""
+    names(monkeypatch, "127.0.0.1", "2001:db8::1")
+    port = free_port()
+    with pytest.raises(sockserve.BindError, match=f"tcp://name.example:{port}: Cannot assign"):
+        sockserve.serve(Echo, f"tcp://name.example:{port}")
+    with socket.create_server(("127.0.0.1", port)):
+        """The IPv4 port is free again."""
+
+
+def test_the_name_of_a_taken_port_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Y22: for a host name as for every interface, a free port is free for all addresses."""
+    names(monkeypatch, "127.0.0.1", "127.0.0.2")
+    bind = sockserve.TCPServer.server_bind
+    tried = []
+
+    def server_bind(self: Any) -> None:
+        tried.append(self.server_address)
+        if len(tried) == 2:
+            raise OSError(errno.EADDRINUSE, "taken")
+        bind(self)
+
+    monkeypatch.setattr(sockserve.TCPServer, "server_bind", server_bind)
+
+    def script(operator: Operator) -> None:
+        assert [server.server_address[0] for server in operator.servers] == ["127.0.0.1", "127.0.0.2"]
+        operator.signal()
+
+    serve_with(script, Echo, "tcp://name.example:0")
+    assert [host for host, _ in tried] == ["127.0.0.1", "127.0.0.2"] * 2
+
+
+IN_NAMESPACE = """
+import pathlib, subprocess, sys
+for each in ("all", "lo"):
+    pathlib.Path(f"/proc/sys/net/ipv6/conf/{each}/disable_ipv6").write_text("1")
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+sys.path[:0] = sys.argv[1:]
+import test_every_interface
+test_every_interface.serve_where_ipv6_is_off()
+print("served")
+"""
+
+
+def serve_where_ipv6_is_off() -> None:
+    """Y23, where no interface has an IPv6 address, and some files say that ::1 is a localhost all the same."""
+    lines: list[str] = []
+    log = logging.getLogger("sockserve")
+    log.setLevel(logging.INFO)
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+
+    def script(operator: Operator) -> None:
+        assert echoes("tcp", socket.AF_INET, ("127.0.0.1", operator.server.server_address[1]))
+        operator.signal()
+
+    serve_with(script, Echo, "tcp://*:0")
+    # The kernel lets a socket be bound to :: even then.
+    assert not [line for line in lines if "IPv4 only" in line]
+    with pytest.MonkeyPatch.context() as patch:
+        names(patch, "::1", "127.0.0.1")
+        serve_with(script, Echo, "tcp://localhost:0")
+    assert len([line for line in lines if "IPv4 only" in line]) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs root")
+def test_where_ipv6_is_switched_off_ipv4_serves() -> None:
+    """Y23: in a network namespace with disable_ipv6=1, every interface and a host name are served over IPv4."""
+    command = ["unshare", "--net", sys.executable, "-c", IN_NAMESPACE, str(TESTS), str(TESTS.parent)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=START_LIMIT, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "served\n", "")
 
 
 def link_local() -> tuple[str, str, int] | None:

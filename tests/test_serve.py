@@ -71,16 +71,6 @@ def test_says_where_it_listens(expect_log: Any, tmp_path: pathlib.Path) -> None:
     serve_with(script, Echo, TCP, f"unix:{tmp_path}/s")
 
 
-def test_a_host_name_is_resolved() -> None:
-    """Of a name's addresses an IPv4 one is bound."""
-
-    def script(operator: Operator) -> None:
-        assert operator.server.server_address[0] == "127.0.0.1"
-        operator.signal()
-
-    serve_with(script, Echo, "tcp://localhost:0")
-
-
 def test_no_host_is_every_interface() -> None:
     """An address without a host is bound to all of the machine's."""
 

@@ -166,7 +166,9 @@ def _context(options: argparse.Namespace) -> ssl.SSLContext:
 
 
 def _host(address: Address) -> str | None:
-    return address.sockaddr[0].partition("%")[0] or "localhost" if isinstance(address.sockaddr, tuple) else None
+    if not isinstance(address.sockaddr, tuple):
+        return None
+    return "localhost" if address.is_everywhere else address.sockaddr[0].partition("%")[0]
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Texts that say where to listen or connect: ``tcp://[::1]:80``, ``unix:/run/app.sock``, ``fd:3``.
 
 Rule 1. A text is an address, or AddressError says what would be one.
-Rule 2. An address has one spelling: ``str(parse_address(text)) == text``.
+Rule 2. A text gives itself back: ``str(parse_address(text)) == text``.
 Rule 3. Reading a text opens no socket, asks no resolver and touches no file.
 """
 
@@ -32,6 +32,8 @@ _HOST_NAME = re.compile("[A-Za-z0-9._-]+")
 _UNIT_NAME = re.compile("[!-9;-~]{0,255}")
 # RFC 6874: unreserved characters.
 _ZONE = re.compile("[A-Za-z0-9._~-]+")
+# Hosts that stand for every interface.
+_EVERYWHERE = ("", "*")
 
 
 class Address(NamedTuple):
@@ -49,6 +51,11 @@ class Address(NamedTuple):
     sockaddr: tuple[str, int] | str | int
     """What bind() takes: host and port, or a path, or an abstract name that begins with NUL; or the descriptor, or the
     name of what systemd passes, "" for all of it."""
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Whether it is a port of every interface: ``tcp://*:80``, or ``tcp://:80``, which means the same."""
+        return isinstance(self.sockaddr, tuple) and self.sockaddr[0] in _EVERYWHERE
 
     def __str__(self) -> str:
         if isinstance(self.sockaddr, tuple):
@@ -142,7 +149,7 @@ def _family_of_host(host: str) -> socket.AddressFamily:
         return socket.AF_INET6
     if is_ipv6(host):
         raise ValueError("an IPv6 address needs brackets")
-    if host and not _HOST_NAME.fullmatch(host):
+    if host not in _EVERYWHERE and not _HOST_NAME.fullmatch(host):
         raise ValueError(f"{host!r} is not a host name")
     return socket.AF_INET if _is_literal(socket.AF_INET, host) else socket.AF_UNSPEC
 
@@ -190,9 +197,9 @@ _SCHEMES = {
         socket.SOCK_STREAM,
         _read_host_and_port,
         {
-            "tcp://127.0.0.1:8000": "TCP on one address, or a host name; port 0 takes any free one",
+            "tcp://127.0.0.1:8000": "TCP on one address, or on all of a host name; port 0 takes any free one",
             "tcp://[::1]:8000": "TCP on an IPv6 address, in brackets; [fe80::1%eth0] has a zone",
-            "tcp://:8000": "TCP on every interface, IPv4 and IPv6",
+            "tcp://*:8000": "TCP on every interface, IPv4 and IPv6; tcp://:8000 is the same",
         },
     ),
     "tls": _Scheme(

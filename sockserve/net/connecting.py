@@ -20,7 +20,7 @@ class _Candidate(NamedTuple):
 
 
 # Linux connects to 0.0.0.0 and ::, other systems do not.
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}  # noqa: S104 - compared with, not bound to
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost", "*": "localhost"}  # noqa: S104 - compared with, not bound to
 
 
 def connect(address: Any, *, timeout: float = 10.0) -> socket.socket:

@@ -15,7 +15,7 @@ from sockserve.core.preparation_settings import tls_of
 from sockserve.core.server import TCPServer
 from sockserve.errors import AddressError, BindError
 from sockserve.log import log
-from sockserve.net.address import Address, format_address, parse_address
+from sockserve.net.address import Address, format_address, is_ipv6, parse_address
 from sockserve.net.listen import adopt, listens, unix_name
 from sockserve.net.systemd import inherited
 from sockserve.ready_made import server_class
@@ -55,10 +55,7 @@ _SCHEMES = {
 
 
 PORT_TRIES = 8
-"""How often a free IPv4 port is tried whose IPv6 twin is taken: of the usual 28 000 free ones few are."""
-
-_NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
-"""What socket() says where the kernel has no IPv6, and bind() where it was switched off at the start."""
+"""How often a free port is tried that another address of the same text has taken: of the usual 28 000 few are."""
 
 
 def open_servers(
@@ -66,7 +63,8 @@ def open_servers(
 ) -> list[AnyServer]:
     """Open a server for each address, or none: when one fails, those before it are closed again.
 
-    Of an address on every interface two, for IPv4 and IPv6, if the system has both.
+    Of an address on every interface two, for IPv4 and IPv6, of a host name one for each of its addresses; without those
+    of IPv6 if the system has none.
 
     ``settings`` become attributes of each server before it is bound. Raises AddressError for a text that is no address,
     or is one that cannot be served, by this handler or at all; BindError for one that the system refuses; ValueError
@@ -86,7 +84,7 @@ def open_servers(
     return servers
 
 
-_Make: TypeAlias = Callable[[Any, Deferral], AnyServer]
+_Make: TypeAlias = Callable[[Any], AnyServer]
 
 
 def check_tls(addresses: Sequence[str], tls: object) -> None:
@@ -127,35 +125,52 @@ def with_inherited(addresses: Sequence[str]) -> list[str]:
 
 
 def _open(make: _Make, address: Address, settings: Mapping[str, object], signals: Deferral) -> list[AnyServer]:
-    if isinstance(address.sockaddr, tuple) and not address.sockaddr[0]:
-        return _open_everywhere(make, address, settings, signals)
-    return [_open_one(make(None, signals), address, settings)]
-
-
-def _open_everywhere(
-    make: _Make, address: Address, settings: Mapping[str, object], signals: Deferral
-) -> list[AnyServer]:
-    """Two servers on one port, for IPv4 and for IPv6; one where the system has no IPv6.
-
-    Two sockets and not one for both: on that one IPv4 clients would have addresses such as ::ffff:192.0.2.1, which no
-    list of addresses expects (RFC 4291, 2.5.5.2; RFC 3493, 5.3).
-    """
-    port = cast("tuple[str, int]", address.sockaddr)[1]
+    """A server for each thing to bind, all on one port: another is tried if a free one is not free for all of them."""
+    names = _names_of(address, signals)
+    any_port = isinstance(address.sockaddr, tuple) and address.sockaddr[1] == 0
     for tries_left in reversed(range(PORT_TRIES)):
-        first = _open_one(make(("0.0.0.0", port), signals), address, settings)  # noqa: S104 - it was asked for
         try:
-            return [first, _open_one(make(("::", first.server_address[1]), signals), address, settings)]
+            return _open_on_one_port(make, address, names, settings)
         except BindError as error:
-            if error.errno in _NO_IPV6:
-                log.info("%s: IPv4 only, because there is no IPv6 here: %s", address, error)
-                return [first]
-            first.server_close()
-            if port or error.errno != errno.EADDRINUSE or not tries_left:
+            if not any_port or len(names) == 1 or error.errno != errno.EADDRINUSE or not tries_left:
                 raise
-        except BaseException:
-            first.server_close()
-            raise
     raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _open_on_one_port(
+    make: _Make, address: Address, names: Sequence[Any], settings: Mapping[str, object]
+) -> list[AnyServer]:
+    servers: list[AnyServer] = []
+    with contextlib.ExitStack() as undo:
+        for name in names:
+            # Not the port of the text: the first server may have chosen one.
+            on_port = (name[0], servers[0].server_address[1], *name[2:]) if servers else name
+            try:
+                server = _open_one(make(on_port), address, settings)
+            except BindError as error:
+                if not servers or not _lacks_ipv6(name, error):
+                    raise
+                log.info("%s: IPv4 only, because there is no IPv6 here: %s", address, error)
+                break
+            undo.callback(server.server_close)
+            servers.append(server)
+        undo.pop_all()
+    return servers
+
+
+def _lacks_ipv6(name: Any, error: BindError) -> bool:
+    """Whether an IPv6 address was refused because the system has no IPv6, or has it switched off."""
+    if not is_ipv6(name[0]):
+        return False
+    if error.errno != errno.EADDRNOTAVAIL:
+        return error.errno == errno.EAFNOSUPPORT
+    # This address alone may be missing. An interface with disable_ipv6 has none at all, not even lo its own.
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return True
+    return False
 
 
 def _open_one(server: AnyServer, address: Address, settings: Mapping[str, object]) -> AnyServer:
@@ -187,15 +202,12 @@ def roots_of(handler: object) -> list[str]:
     return [base.__name__ for base in mro if base.__module__ in ("sockserve", "socketserver")]
 
 
-def _make(handler: HandlerFactory, address: Address, model: str, name: Any, signals: Deferral) -> AnyServer:
-    """A server that is not bound yet, or one that has taken an inherited socket over.
-
-    ``name``: what it is to bind; None: what the address says.
-    """
+def _make(handler: HandlerFactory, address: Address, model: str, name: Any) -> AnyServer:
+    """A server that is to bind ``name`` and has not yet, or one that has taken an inherited socket over."""
     with contextlib.ExitStack() as undo:
         inherited = adopt(cast("int", address.sockaddr), keeps_mode=True) if address.scheme == "fd" else None
         if inherited is None:
-            scheme, kind, name = address.scheme, address.type, name or _resolve(address, signals)
+            scheme, kind = address.scheme, address.type
         else:
             # Unless all goes well it stays open, and the caller's.
             undo.callback(inherited.detach)
@@ -227,18 +239,26 @@ def _identify(address: Address, inherited: socket.socket) -> tuple[str, socket.S
     return scheme, kind, unix_name(name) if scheme.startswith("unix") else name
 
 
-def _resolve(address: Address, signals: Deferral) -> Any:
-    """What bind() takes; for a host name its first IPv4 address, or if it has none its first of another family."""
-    if not isinstance(address.sockaddr, tuple) or not address.sockaddr[0]:
-        return address.sockaddr
+def _names_of(address: Address, signals: Deferral) -> list[Any]:
+    """What bind() is to take, IPv4 before IPv6: of every interface two, of a host name all its addresses.
+
+    Two sockets and not one for both IP versions: on that one IPv4 clients would have addresses such as
+    ::ffff:192.0.2.1, which no list of addresses expects (RFC 4291, 2.5.5.2; RFC 3493, 5.3).
+    """
+    if not isinstance(address.sockaddr, tuple):
+        return [address.sockaddr]
     host, port = address.sockaddr
+    if address.is_everywhere:
+        return [("0.0.0.0", port), ("::", port)]  # noqa: S104 - it was asked for
     try:
         # As bytes: for text Python applies rules of its own, and other errors, before it asks the system.
         name, kind = host.encode(), cast("int", address.type)
         found = signals.lifted(lambda: socket.getaddrinfo(name, port, address.family, kind))
     except OSError as error:
         raise _refusal(address, error) from error
-    return min(found, key=lambda info: info[0] != socket.AF_INET)[4]
+    found.sort(key=lambda info: info[0] != socket.AF_INET)
+    # The same address stands in several lines of some /etc/hosts.
+    return list(dict.fromkeys(info[4] for info in found))
 
 
 def _refusal(address: Address, error: OSError) -> BindError:

@@ -70,8 +70,8 @@ def serve(
     addresses: ``tcp://host:port``, ``tcp://[::1]:0``, ``udp://…``, ``unix:/path``, ``unix-dgram:/path``, ``fd:N``;
         ``tls://host:port`` is TCP with TLS; ``systemd:`` all sockets that systemd passes, ``systemd:web`` those of the
         name.
-        Without a host (``tcp://:80``) two servers have the port, for IPv4 and for IPv6. Of a
-        host name one address is bound, an IPv4 one if there is any. A descriptor is closed at the end.
+        On every interface (``tcp://*:80``, or ``tcp://:80``) two servers have the port, for IPv4 and for IPv6; of a
+        host name all addresses are bound, each by a server. A descriptor is closed at the end.
     model: "thread", "pool", "fork", "greenlet" or "inline", which serves one request at a time, whatever the addresses.
     max_children: with "fork", how many requests are served at once; None: the class's default.
     max_workers: with "pool", how many threads each address has at most; None: the class's default.
