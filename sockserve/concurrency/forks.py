@@ -35,6 +35,7 @@ from sockserve.core.hook_marks import needs_no_poll
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.preparation_settings import prepares, tls_of
+from sockserve.core.preparing import sees_drain
 from sockserve.core.replaced import reach
 from sockserve.core.request_life import forget
 from sockserve.core.request_states import Outcome
@@ -295,9 +296,7 @@ class ForkingMixIn(DispatchingMixIn):
 
     def _serving_drain_in_child(self, live: LiveRequest, signum: int) -> None:
         self._serving_state.lifecycle.draining = True
-        preparation = live.preparation
-        # It sees by itself that a drain has begun.
-        if preparation is None or not preparation.is_young():
+        if not sees_drain(self, live):
             reach(live, end_input)
 
     def _serving_wait_for_workers(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 
 from sockserve.core.active_requests import LiveRequest
-from sockserve.core.preparing import DRAIN_GRACE, Preparation
+from sockserve.core.preparing import DRAIN_GRACE, sees_drain
 from sockserve.core.replaced import reach
 from sockserve.core.servable import Preparing
 from sockserve.core.serving import serving_of, table_of
@@ -20,9 +20,8 @@ __all__ = ["cut_others", "drain_one", "tell_cut"]
 
 def drain_one(server: Preparing, live: LiveRequest) -> None:
     """Tell the worker of a request that a drain has begun. From any thread, and from a signal handler."""
-    preparation = live.preparation
-    if preparation is not None and live.process is None and preparation.is_young():
-        _end_preparation_later(server, live, preparation)
+    if live.process is None and sees_drain(server, live):
+        _end_preparation_later(server, live)
         return
     if live.process is None and not live.detached and live.kept is None:
         reach(live, server.drain_request)
@@ -31,7 +30,7 @@ def drain_one(server: Preparing, live: LiveRequest) -> None:
         live.process.drain()
 
 
-def _end_preparation_later(server: object, live: LiveRequest, preparation: Preparation) -> None:
+def _end_preparation_later(server: object, live: LiveRequest) -> None:
     """Let a handshake that has just begun come to its end."""
     acceptor = serving_of(server).acceptor
     # A thread or greenlet that waits sees itself that a drain has begun.
@@ -39,7 +38,7 @@ def _end_preparation_later(server: object, live: LiveRequest, preparation: Prepa
         return
 
     def end() -> None:
-        if live.preparation is preparation:
+        if live.preparation is not None:
             reach(live, end_input)
 
     acceptor.loop.call_soon(lambda: acceptor.loop.call_later(DRAIN_GRACE, end))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sockserve.core.active_requests import ActiveRequests, LiveRequest
 from sockserve.core.connection_info import ConnectionInfo, TLSInfo, plain_info, tls_info_of
 from sockserve.core.poller import wait_readable
-from sockserve.core.preparation_settings import is_proxied, tls_of
+from sockserve.core.preparation_settings import is_proxied, prepares, tls_of
 from sockserve.core.servable import Address, AnyServer, Request
 from sockserve.core.serving import Served, table_of
 from sockserve.errors import DatagramTruncatedError, HandshakeError, PeerError, ProxyHeaderError, RefusedError
@@ -40,6 +40,7 @@ __all__ = [
     "is_unknown",
     "prepare",
     "record_of",
+    "sees_drain",
 ]
 
 DRAIN_GRACE = 1.0
@@ -53,6 +54,17 @@ RETRY = 0.02
 """Seconds between two looks at a hello that grows, where the system cannot tell when there is more of it."""
 
 _AF_UNIX = getattr(socket, "AF_UNIX", None)
+
+
+def sees_drain(server: object, live: LiveRequest) -> bool:
+    """Whether a request is yet to be prepared, or has just begun: then its steps see by themselves that a drain begins.
+
+    Once they are over they call ``drain_request()``.
+    """
+    preparation: Preparation | None = live.preparation
+    if preparation is not None:
+        return preparation.is_young()
+    return live.state in ("accept", "verify", "dispatch") and prepares(server)
 
 
 def prepare(server: AnyServer, live: LiveRequest) -> bool:
