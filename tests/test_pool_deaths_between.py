@@ -98,6 +98,8 @@ def test_an_event_that_came_with_the_death_is_not_lost(
         pool = server._serving_pool
         wait_until(lambda: bool(pool.parking.parked))
         (fd,) = pool.parking.parked
+        # After it has parked the worker has still to put its own token there.
+        wait_until(lambda: len(pool.idle) == 1)
         real = pool.poller.poll
 
         class Idle(list[None]):
