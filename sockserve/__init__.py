@@ -81,6 +81,7 @@ if _TYPE_CHECKING:
     from sockserve.greenlets import GreenletUnixSeqpacketServer as GreenletUnixSeqpacketServer
     from sockserve.greenlets import GreenletUnixStreamServer as GreenletUnixStreamServer
     from sockserve.http_keep_alive import HTTPKeepAliveMixIn as HTTPKeepAliveMixIn
+    from sockserve.net.peer_credentials import PeerCredentials as PeerCredentials
     from sockserve.net.proxy_header import ProxyHeader as ProxyHeader
     from sockserve.net.proxy_tlvs import ProxyTLS as ProxyTLS
     from sockserve.net.tls_settings import TLS as TLS
@@ -126,10 +127,11 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     "Loop",
     # servers as a program
     "serve",
-    # TLS, and clients behind a proxy
+    # the other end: its TLS, its proxy, its process
     "TLS",
     "TLSInfo",
     "ConnectionInfo",
+    "PeerCredentials",
     "ProxyHeader",
     "ProxyTLS",
     # what happens
@@ -201,6 +203,7 @@ _NAMES = {
     "sockserve.ready_made.forks": (
         "ForkingTCPServer ForkingUDPServer ForkingUnixDatagramServer ForkingUnixSeqpacketServer ForkingUnixStreamServer"
     ),
+    "sockserve.net.peer_credentials": "PeerCredentials",
     "sockserve.net.proxy_header": "ProxyHeader",
     "sockserve.net.proxy_tlvs": "ProxyTLS",
     "sockserve.net.tls_settings": "TLS",

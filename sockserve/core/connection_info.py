@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,9 +15,13 @@ from sockserve.net.tls import is_tls
 if TYPE_CHECKING:
     import ssl
 
+    from sockserve.net.peer_credentials import PeerCredentials
     from sockserve.net.proxy_header import ProxyHeader
 
 __all__ = ["ConnectionInfo", "KnowsConnection", "TLSInfo", "info_of", "tls_info_of"]
+
+# Of no socket where there are no Unix sockets.
+_AF_UNIX: int = getattr(socket, "AF_UNIX", -1)
 
 
 class TLSInfo(NamedTuple):
@@ -47,11 +52,15 @@ class ConnectionInfo(NamedTuple):
     client_address: Address
     """The client: the address in a PROXY header that was required, else the peer's."""
     local_address: Address
-    """This end of the transport; None if the connection is closed already."""
+    """This end of the transport: with ``answer_from_asked``, the address that a datagram was sent to. None if the
+    connection is closed already."""
     destination_address: Address
     """Where the client connected to: the address in the PROXY header, else ``local_address``."""
     proxy_header: ProxyHeader | None = None
     tls: TLSInfo | None = None
+    peer_credentials: PeerCredentials | None = None
+    """The process at the other end of a Unix stream or packet socket, as the kernel knows it: of a proxy's connection,
+    the proxy's. None for all other sockets, and where the system does not tell (Linux does)."""
 
     @property
     def is_secure(self) -> bool:
@@ -94,8 +103,19 @@ def plain_info(request: Request, peer: Address) -> ConnectionInfo:
     local = _ask(connection, "getsockname")
     if peer is None:
         peer = _ask(connection, "getpeername")
+    asked: str | None = getattr(connection, "asked_address", None)
+    if asked is not None:
+        local = (asked, *local[1:])
     tls = tls_info_of(connection, None) if is_tls(connection) and connection.version() is not None else None
-    return ConnectionInfo(peer, peer, local, local, tls=tls)
+    return ConnectionInfo(peer, peer, local, local, tls=tls, peer_credentials=_credentials_of(connection))
+
+
+def _credentials_of(connection: Request) -> PeerCredentials | None:
+    if getattr(connection, "family", None) != _AF_UNIX:
+        return None
+    from sockserve.net.peer_credentials import credentials_of  # noqa: PLC0415 - few servers are on Unix sockets
+
+    return credentials_of(connection)
 
 
 def _ask(connection: Request, name: str) -> Any:

@@ -237,10 +237,11 @@ class Preparation:
 
     def _note(self, peer: Address, header: ProxyHeader | None, tls: TLSInfo | None) -> None:
         live = self._live
-        local = plain_info(live.request, peer).local_address
+        plain = plain_info(live.request, peer)
+        local = plain.local_address
         client = peer if header is None or header.source is None else header.source
         destination = local if header is None or header.destination is None else header.destination
-        live.connection_info = ConnectionInfo(peer, client, local, destination, header, tls)
+        live.connection_info = ConnectionInfo(peer, client, local, destination, header, tls, plain.peer_credentials)
         live.client_address = client
 
     def _start_tls(self, tls: TLS) -> Generator[None, None, None]:

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import sys
+import weakref
 from typing import NamedTuple
 
 __all__ = ["PeerCredentials", "credentials_of", "open_peer_pidfd"]
@@ -26,16 +27,39 @@ _FEW_GROUPS = 32
 _MOST_BYTES = 1024
 
 
-class PeerCredentials(NamedTuple):
-    """What a Unix socket's peer was when it connected, or when it listened."""
-
+class _Fields(NamedTuple):
     pid: int
-    """Its process id; 0 if it is in another PID namespace. The number may be another process's by now."""
     uid: int
     gid: int
     groups: tuple[int, ...]
-    """Its supplementary groups; the first 256 of them, as many as CPython's ``getsockopt()`` can give. Empty before
-    Linux 4.13."""
+
+
+class PeerCredentials(_Fields):
+    """What a Unix socket's peer was when it connected, or when it listened: ``pid``, ``uid``, ``gid``, ``groups``.
+
+    ``pid`` is 0 if the process is in another PID namespace, and may be another process's by now. ``groups`` are its
+    supplementary groups, 256 at most; empty before Linux 4.13.
+    """
+
+    __module__ = "sockserve"
+
+    _connection: weakref.ref[socket.socket] | None = None
+
+    def open_pidfd(self) -> int:
+        """Open a descriptor of the peer's process (pidfd_open(2)), which the caller closes. From any thread.
+
+        From Linux 6.5 on the socket itself gives it, so that it never means another process; before, it is opened by
+        the process id, which may have been given away since the peer connected: compare what matters again after the
+        call. Raises ProcessLookupError if that process has ended; OSError if the connection is closed here (EBADF), or
+        the system cannot tell.
+        """
+        connection = None if self._connection is None else self._connection()
+        if connection is None or connection.fileno() < 0:
+            raise OSError(errno.EBADF, "the connection is closed")
+        return open_peer_pidfd(connection)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return PeerCredentials, tuple(self)
 
 
 def credentials_of(connection: object) -> PeerCredentials | None:
@@ -52,7 +76,12 @@ def credentials_of(connection: object) -> PeerCredentials | None:
         # Closed, or a socket that never had a peer.
         return None
     # The kernel gives -1 for user and group where there is no peer.
-    return None if uid == 2**32 - 1 else PeerCredentials(pid, uid, gid, _groups_of(connection))
+    if uid == 2**32 - 1:
+        return None
+    found = PeerCredentials(pid, uid, gid, _groups_of(connection))
+    # Not the socket: what a program keeps of a client must not keep its connection open.
+    vars(found)["_connection"] = weakref.ref(connection)
+    return found
 
 
 def _groups_of(connection: socket.socket) -> tuple[int, ...]:
@@ -70,12 +99,7 @@ def _groups_of(connection: socket.socket) -> tuple[int, ...]:
 
 
 def open_peer_pidfd(connection: socket.socket) -> int:
-    """Open a descriptor of the peer's process (pidfd_open(2)), which the caller closes.
-
-    From Linux 6.5 on the socket itself gives it, so that it never means another process; before, it is opened by the
-    process id, which may have been given away since the peer connected: compare what matters again after the call.
-    Raises ProcessLookupError if that process has ended; OSError if the system cannot tell.
-    """
+    """As ``PeerCredentials.open_pidfd()``, of any Unix connection."""
     if _SO_PEERPIDFD is not None:
         try:
             return connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
