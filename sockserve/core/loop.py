@@ -318,14 +318,14 @@ class Loop:
         # From here, and not in an except clause: an exception may come between poll() and the name for its result.
         self._told_in_part = True
         while self._sources if source is None else source in self._sources:
-            self._turn()
+            self._turn(source)
         self._told_in_part = is_inner
 
-    def _turn(self) -> None:
+    def _turn(self, until: Source | None = None) -> None:
         sources = self._sources
         for source in sources:
             source.before_wait()
-        if not self._sources:
+        if self._sources is not sources and (not self._sources or (until and until not in self._sources)):
             return
         self.turns += 1
         callbacks = self._callbacks

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from sockserve.net.address import parse_address
 from sockserve.net.networks import networks_of
 from sockserve.ready_made import MODELS
 from sockserve.seconds import limit_of
 
-__all__ = ["OPTIONS", "Option", "check", "misfit", "server_attributes"]
+__all__ = ["OPTIONS", "Option", "check", "has_workers", "misfit", "server_attributes"]
 
 Values: TypeAlias = Mapping[str, object]
 
@@ -135,6 +137,33 @@ class NetworkList:
         return value
 
 
+class StreamAddress:
+    """Where something listens for connections."""
+
+    metavar = "ADDRESS"
+    choices = None
+
+    def read(self, text: str) -> str:
+        """The same text."""
+        return _stream_address(text)
+
+    def check(self, name: str, value: Any) -> Any:
+        """The same text; None: it does not listen."""
+        if value is not None:
+            try:
+                _stream_address(value)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return value
+
+
+def _stream_address(text: str) -> str:
+    address = parse_address(text)
+    if address.scheme in ("tls", "udp") or address.type not in (None, socket.SOCK_STREAM):
+        raise ValueError(f"{text} is not for plain connections: it takes tcp://, unix:, fd: or systemd:")
+    return text
+
+
 class Purpose(NamedTuple):
     """What an option is for: without that it makes no sense."""
 
@@ -175,8 +204,9 @@ def _has_a_pool(values: Values) -> bool:
     return values["model"] == "pool"
 
 
-def _has_workers(values: Values) -> bool:
-    return values["processes"] is not None
+def has_workers(values: Values) -> bool:
+    """Whether worker processes serve, with a supervisor, which is what answers questions."""
+    return any(values[name] is not None for name in ("processes", "health", "agent"))
 
 
 def _can_fork(_: Values) -> bool:
@@ -194,7 +224,7 @@ THREADS = Purpose(
     "limits a pool's threads, and the model {model!r} has none",
 )
 WORKERS = Purpose(
-    _has_workers,
+    has_workers,
     "--processes",
     "is for worker processes, and there are none without processes",
 )
@@ -259,6 +289,21 @@ OPTIONS = (
         None,
         "networks that come without a PROXY header; others are refused (default: all that are not in --proxy-from)",
         attribute="direct_from",
+    ),
+    # how it is watched
+    Option(
+        "health",
+        StreamAddress(),
+        None,
+        "where /live, /ready and /metrics are answered, by a supervisor: at least --processes 1",
+        (FORK,),
+    ),
+    Option(
+        "agent",
+        StreamAddress(),
+        None,
+        "where HAProxy's agent-check is answered, in the same way",
+        (FORK,),
     ),
     # how it ends
     Option(

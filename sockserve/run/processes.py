@@ -20,6 +20,8 @@ from sockserve.core.server import TCPServer
 from sockserve.core.serving import serving_of
 from sockserve.errors import AlreadyServingError
 from sockserve.net.listen import listens
+from sockserve.run.answering import Answerer
+from sockserve.run.health import Fleet, agent, health
 from sockserve.run.loading import forget_modules, load_handler
 from sockserve.run.opening import AnyServer, address_of, reload_tls
 from sockserve.run.program import Program
@@ -144,6 +146,11 @@ def serve_in_processes(program: Program, name: str | None, processes: Processes)
         last_first.callback(loop.close)
         loop.thread = threading.get_ident()
         stays = [last_first.enter_context(_staying(server, loop)) for server in servers]
+        fleet = Fleet.of(program.states, supervisor.figures)
+        asks = {"health": health, "agent": agent}
+        for desk in program.desks:
+            answerer = Answerer(loop, [server.socket for server in desk.servers], asks[desk.name](fleet))
+            last_first.callback(answerer.leave)
         if program.handles_signals:
             last_first.enter_context(handling(lambda _: supervisor.stop()))
             last_first.enter_context(handling_signals(supervisor))

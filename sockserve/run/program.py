@@ -12,7 +12,19 @@ from sockserve.core.loop import Loop
 from sockserve.run.opening import AnyServer
 from sockserve.run.states import States
 
-__all__ = ["Program"]
+__all__ = ["DESKS", "Desk", "Program"]
+
+DESKS = ("health", "agent")
+"""The options that say where questions are answered."""
+
+
+class Desk(NamedTuple):
+    """Where questions of one kind are answered."""
+
+    name: str
+    """One of ``DESKS``."""
+    servers: Sequence[AnyServer]
+    """Whose sockets listen. They are not served as servers."""
 
 
 class Program(NamedTuple):
@@ -22,6 +34,8 @@ class Program(NamedTuple):
     loop: Loop
     """Of the thread that called it: it hosts the servers, or the supervisor."""
     states: States
+    desks: Sequence[Desk]
+    """Only if worker processes serve."""
     observers: Sequence[Observer]
     ready: Callable[[], object]
     """Called once, when it serves."""

@@ -12,14 +12,15 @@ from typing import Any
 from sockserve.core.base_server import HandlerFactory
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import Counters, Observer
+from sockserve.core.handlers import StreamRequestHandler
 from sockserve.core.lifecycle import CutShort
 from sockserve.core.loop import Loop
 from sockserve.log import counted, log
 from sockserve.run.loading import load_handler
 from sockserve.run.opening import AnyServer, address_of, check_tls, open_servers, reload_tls, with_inherited
-from sockserve.run.options import check, server_attributes
+from sockserve.run.options import check, has_workers, server_attributes
 from sockserve.run.orphans import leave_orphans_to_a_parent
-from sockserve.run.program import Program
+from sockserve.run.program import DESKS, Desk, Program
 from sockserve.run.service_manager import notifying
 from sockserve.run.signals import answering_for_processes, handling, noting_sigterm
 from sockserve.run.states import State, States
@@ -48,6 +49,9 @@ def serve(
     tls: Any = None,
     proxy_from: Sequence[str] = (),
     direct_from: Sequence[str] | None = None,
+    # how it is watched
+    health: str | None = None,
+    agent: str | None = None,
     # how it ends
     drain_timeout: float | None = 30.0,
     install_signal_handlers: bool = True,
@@ -90,6 +94,10 @@ def serve(
         that makes one. SIGHUP loads it anew.
     proxy_from, direct_from: which peers must send a PROXY header, and which may come without: as the attributes of
         ``TCPServer``.
+    health: an address as above, without TLS, where HTTP is answered: ``/live``, ``/ready`` (200, or 503 unless new
+        clients are welcome and a worker serves) and ``/metrics`` for Prometheus. A supervisor answers, whatever the
+        workers are busy with: without ``processes`` there is one worker then, with "fork" too.
+    agent: an address where HAProxy's agent-check is answered, in the same way: "up ready", "drain" or "down".
     install_signal_handlers: false leaves signals alone. So does any other thread than the main one, where Python allows
         no handlers. Serving then ends when ``shutdown()`` has been called on every server.
     observers: hear what happens to requests, beside the log and the counters.
@@ -135,17 +143,18 @@ def serve(
             servers=servers,
             loop=loop,
             states=states,
+            desks=_open_desks(values, signals, last_first),
             observers=tuple(observers),
             ready=functools.partial(ready or _tell_nobody, tuple(servers)),
             signals=signals,
             early=early,
             handles_signals=handles_signals,
         )
-        if processes is None:
+        if not has_workers(values):
             counters = _serve_here(program, model, values["drain_timeout"])
         else:
             # The table has seen that there is fork.
-            limits = Processes(processes, max_requests, values["worker_timeout"], values["drain_timeout"])  # pyright: ignore[reportPossiblyUnboundVariable]
+            limits = Processes(processes or 1, max_requests, values["worker_timeout"], values["drain_timeout"])  # pyright: ignore[reportPossiblyUnboundVariable]
             counters = serve_in_processes(program, name, limits)  # pyright: ignore[reportPossiblyUnboundVariable]
         states.change(State.STOPPED)
     log.info(
@@ -192,6 +201,18 @@ def _serve_here(program: Program, model: str, drain_timeout: float | None) -> Co
         finally:
             signals.lifted(lambda: stop.drain(drain_timeout))
     return counters
+
+
+def _open_desks(values: dict[str, Any], signals: Deferral, undo: contextlib.ExitStack) -> list[Desk]:
+    desks: list[Desk] = []
+    for name in DESKS:
+        if values[name] is not None:
+            servers = open_servers(StreamRequestHandler, with_inherited([values[name]]), "inline", {}, signals)
+            for server in servers:
+                undo.callback(server.server_close)
+                log.info("%s: listening on %s", name, address_of(server))
+            desks.append(Desk(name, servers))
+    return desks
 
 
 def _tell_nobody(_: tuple[AnyServer, ...]) -> None:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 from sockserve.concurrency.prefork.service import Service, Settings
+from sockserve.concurrency.prefork.tally import Tally
 from sockserve.concurrency.prefork.worker_handle import WorkerHandle
 from sockserve.core.loop import Loop
 
@@ -29,6 +30,7 @@ class Crew:
         self.service = service
         self.settings = settings
         self.hear = hear
+        self.tally = Tally()
         self.workers: dict[int, WorkerHandle] = {}
         """All that live, by their process ids."""
         self.loops: list[Loop] = []

@@ -172,6 +172,7 @@ class HangDetector:
             loop.call_later(STEP_TIME, functools.partial(self._go_on, loop, worker, beat, later))
 
     def _kill(self, worker: WorkerHandle) -> None:
+        self._crew.tally.hangs += 1
         stacks = worker.take_text() or "It could not tell its stacks."
         text = "%s: %s hangs: its loop has not turned for %.1f seconds; it is killed\n%s"
         log.error(text, self._crew.name, worker, worker.page.silence() or 0.0, Lines(stacks))

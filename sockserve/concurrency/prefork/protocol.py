@@ -34,6 +34,7 @@ __all__ = [
     "LOOK",
     "PASSES",
     "PAUSED",
+    "PAUSES",
     "READY",
     "REFUSED",
     "RETIRE",
@@ -71,9 +72,10 @@ def choose_dump_signal() -> signal.Signals:
 LONGEST_TEXT = 65536
 """Bytes that are kept of what a worker writes: the stacks of some hundred threads."""
 
-BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS, BEGUN, TOO_LATE, SUSPENSIONS, PAUSED, STALE = range(12)
+BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS, BEGUN, TOO_LATE, SUSPENSIONS, PAUSED, STALE, PAUSES = range(13)
 """SUSPENSIONS: how often the worker shall have paused and gone on, so that an odd number means a pause. PAUSED: for
-which of these numbers it takes no request any more. STALE: the beat after which the supervisor waited too long."""
+which of these numbers it takes no request any more. STALE: the beat after which the supervisor waited too long.
+PAUSES: how often accepting has paused by itself."""
 
 _SLEEPS = 0
 """In the place of the last beat: there is none to come, until there is something to do."""
@@ -83,7 +85,7 @@ _ORDERS = RETIRE + LEAVE + DRAIN + CUT + SUSPEND + LOOK + FREE
 _WORDS = READY + ENOUGH + STOPPED + PASSES
 """What is counted on the page, how often it was told: in this order, orders first, after the numbers above."""
 
-_ORDERED = STALE + 1
+_ORDERED = PAUSES + 1
 _SAID = _ORDERED + len(_ORDERS)
 
 

@@ -36,6 +36,7 @@ from sockserve.concurrency.prefork.protocol import (
 )
 from sockserve.concurrency.prefork.service import Service, Settings
 from sockserve.concurrency.prefork.storms import Storms
+from sockserve.concurrency.prefork.tally import Figures
 from sockserve.concurrency.prefork.worker_handle import Step, WorkerHandle, drain_within, retire_within
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import Counters
@@ -59,8 +60,6 @@ class Supervisor(Source):
     def __init__(self, name: object, service: Service, settings: Settings) -> None:
         self.pid = os.getpid()
         self.max_wait: float | None = None
-        self.counters = Counters()
-        """What those have counted that have ended."""
         self._crew = crew = Crew(name, service, settings, self._hear)
         self.pauses = Pauses(crew.workers)
         self._places = Places()
@@ -73,6 +72,15 @@ class Supervisor(Source):
         self._run = Run(1)
         self._stood: tuple[Phase, bool] | None = None
         """What the service was told last of how this stands; None: it is to be told again."""
+
+    @property
+    def counters(self) -> Counters:
+        """What those workers have counted that have ended."""
+        return self._crew.tally.counters
+
+    def figures(self) -> Figures:
+        """What it has counted, with what its workers have. In the thread that runs it."""
+        return self._crew.tally.figures(self.workers.values())
 
     @property
     def workers(self) -> dict[int, WorkerHandle]:
@@ -177,7 +185,8 @@ class Supervisor(Source):
             is_outer, self._run.until_empty = self._run.until_empty, until_empty
             try:
                 self._begin_to_host(loop)
-                loop.run()
+                # The loop may host others, which go on as long as this does.
+                loop.run(self)
             finally:
                 self._hang_detector.rest()
                 for worker in self.workers.values():
@@ -248,6 +257,7 @@ class Supervisor(Source):
 
     def _roll(self) -> None:
         self._places.generation += 1
+        self._crew.tally.rolls += 1
         self._stood = None
 
     def _stop(self) -> None:
@@ -316,6 +326,7 @@ class Supervisor(Source):
             self._hang_detector.look(self._crew.loop)
 
     def _has_begun(self, worker: WorkerHandle) -> None:
+        self._crew.tally.begun += 1
         self.workers[worker.child.pid] = self._places.starting[worker.place] = worker
         self._crew.watch(worker, self._crew.loop)
 
@@ -369,7 +380,6 @@ class Supervisor(Source):
         self._crew.unwatch(worker)
         del self.workers[worker.child.pid]
         self._ending.has_ended(worker)
-        worker.page.add_to(self.counters)
         active = worker.page.numbers[ACTIVE]
         how = worker.how_it_ended(status) + (f", with {counted(active, 'request')} in progress" if active else "")
         worker.close()
@@ -377,6 +387,7 @@ class Supervisor(Source):
         self._places.forget(worker)
         is_expected = worker.is_leaving or self._run.is_ending
         outcome = outcome_of(worker.stage, status, is_expected=is_expected, was_hung=worker.is_hung)
+        self._crew.tally.has_ended(worker, outcome)
         if outcome is Outcome.EXPECTED:
             log.info("%s: %s", self._crew.name, how)
             return

@@ -20,6 +20,7 @@ from sockserve.concurrency.prefork.protocol import (
     HANDLED,
     PASSES,
     PAUSED,
+    PAUSES,
     REFUSED,
     STOPPED,
     SUSPENSIONS,
@@ -57,7 +58,10 @@ class Duties(Observer):
         link.when_let_go = self._let_go
 
     def on_wait(self, server: Any, reason: str | None) -> None:
-        """Pass on the client that this worker was woken for and cannot accept."""
+        """Count it, and pass on the client that this worker was woken for and cannot accept."""
+        if reason in ("full", "back off"):
+            with self._lock:
+                self._numbers[PAUSES] += 1
         # For one connection one worker is woken (EPOLLEXCLUSIVE).
         if reason == "back off" and serving_of(server).shares_listener:
             self._link.tell(PASSES)
