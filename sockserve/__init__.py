@@ -41,6 +41,7 @@ from sockserve.errors import (
     ProxyHeaderError,
     RefusedError,
     ServerClosedError,
+    SlowPeerError,
     SockserveError,
     TLSSettingsError,
 )
@@ -60,6 +61,7 @@ if _TYPE_CHECKING:
     from sockserve.core.base_server import BaseServer as BaseServer
     from sockserve.core.connection_info import ConnectionInfo as ConnectionInfo
     from sockserve.core.connection_info import TLSInfo as TLSInfo
+    from sockserve.core.deadlines import Deadlines as Deadlines
     from sockserve.core.events import Counters as Counters
     from sockserve.core.events import LogObserver as LogObserver
     from sockserve.core.events import Observer as Observer
@@ -123,6 +125,8 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     "StreamRequestHandler",
     "DatagramRequestHandler",
     "HTTPKeepAliveMixIn",
+    # how slow a client may be
+    "Deadlines",
     # several servers in one loop
     "Loop",
     # servers as a program
@@ -157,6 +161,7 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     "ProxyHeaderError",
     "RefusedError",
     "ServerClosedError",
+    "SlowPeerError",
     "TLSSettingsError",
 ]
 
@@ -189,6 +194,7 @@ _NAMES = {
     "sockserve.core.active_requests": "ActiveRequest LiveRequest",
     "sockserve.core.base_server": "BaseServer",
     "sockserve.core.connection_info": "ConnectionInfo TLSInfo",
+    "sockserve.core.deadlines": "Deadlines",
     "sockserve.core.events": "Counters LogObserver Observer",
     "sockserve.core.handlers": "BaseRequestHandler DatagramRequestHandler StreamRequestHandler",
     "sockserve.http_keep_alive": "HTTPKeepAliveMixIn",

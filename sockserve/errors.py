@@ -25,6 +25,7 @@ __all__ = [
     "ProxyHeaderError",
     "RefusedError",
     "ServerClosedError",
+    "SlowPeerError",
     "SockserveError",
     "TLSSettingsError",
 ]
@@ -74,6 +75,10 @@ class PeerError(SockserveError):
 
 class PeerTimeoutError(PeerError, TimeoutError):
     """The peer neither sent nor took a byte for as long as the handler's ``timeout`` allows."""
+
+
+class SlowPeerError(PeerTimeoutError):
+    """The server has cut the connection because its peer was too slow for ``deadlines``; the message says for which."""
 
 
 class RefusedError(PeerError, OSError):

@@ -313,7 +313,7 @@ def test_counters_are_exact_under_threads(running: Running, expect_log: ExpectLo
 def test_counters_of_several_servers_add_up() -> None:
     """Two threads on each of ten servers share one: no increment is lost."""
     counters = sockserve.Counters()
-    request: Any = type("Request", (), {"outcome": "handled"})()
+    request: Any = type("Request", (), {"outcome": "handled", "exceeded": None})()
 
     def work() -> None:
         for _ in range(2000):
@@ -330,7 +330,7 @@ def test_counters_of_several_servers_add_up() -> None:
 
 def test_whoever_sees_that_nothing_is_active_finds_all_counted() -> None:
     """Counters that are read at any step of a request's end miss none that is not active any more."""
-    request: Any = type("Request", (), {"outcome": "handled"})()
+    request: Any = type("Request", (), {"outcome": "handled", "exceeded": None})()
     for step in steps():
         counters = sockserve.Counters()
         counters.on_accept(None, request)
@@ -341,7 +341,7 @@ def test_whoever_sees_that_nothing_is_active_finds_all_counted() -> None:
 
 def test_a_supervisor_that_sees_nothing_active_finds_all_counted() -> None:
     """A worker that is looked at, or killed, at any step of a request has lost it nowhere, and counted it once."""
-    request: Any = type("Request", (), {"outcome": "handled"})()
+    request: Any = type("Request", (), {"outcome": "handled", "exceeded": None})()
     ours, theirs = socket.socketpair()
     orders = Orders(0, is_anew=False, worker_timeout=None, max_requests=None, dump_signal=signal.SIGQUIT)
     with ours, theirs:

@@ -39,6 +39,7 @@ from sockserve.core.preparing import sees_drain
 from sockserve.core.replaced import reach
 from sockserve.core.request_life import forget
 from sockserve.core.request_states import Outcome
+from sockserve.core.sweeping import sweep_in_child
 from sockserve.core.taken_signals import is_taken, raw_signal, take, take_wakeup
 from sockserve.log import log
 from sockserve.net.closing import end_input
@@ -53,7 +54,10 @@ _OUTCOME: dict[int, Outcome] = {0: "handled", 1: "failed", 120: "refused", 121: 
 """What became of a child's request, by its exit status: 0 and 1 as in ``socketserver``, the others out of the way of
 what a handler's own ``os._exit()`` may mean."""
 
-EXIT_STATUS: dict[str, int] = {outcome: status for status, outcome in _OUTCOME.items()}
+_CUT = {122: "first_byte", 123: "idle", 124: "min_rate", 125: "stall"}
+"""Why it was cut, likewise."""
+
+EXIT_STATUS: dict[str, int] = {outcome: status for status, outcome in (_OUTCOME | _CUT).items()}
 
 
 class ForkDispatcher(Dispatcher):
@@ -277,6 +281,7 @@ class ForkingMixIn(DispatchingMixIn):
             # Other servers' listeners would stay open as well.
             loop.abandon(keep=self._serving_state.acceptor)
         live.table.keep_only(live)
+        sweep_in_child(self)
         lingering = self._serving_state.lingering
         lingering.abandon()
         # The parent's observers hear it in the parent; here a lock of theirs may be held by a thread that is not here.
@@ -289,7 +294,8 @@ class ForkingMixIn(DispatchingMixIn):
         take(signal.SIGTERM, drain, was_blocked=signal.SIGTERM in blocked)
         raw_signal.pthread_sigmask(signal.SIG_SETMASK, blocked - {signal.SIGTERM})
         try:
-            return self._serving_work(live)
+            outcome = self._serving_work(live)
+            return live.exceeded if outcome == "cut" and live.exceeded is not None else outcome
         finally:
             # There is no loop here that it could hold up.
             lingering.finish()
@@ -312,8 +318,10 @@ class ForkingMixIn(DispatchingMixIn):
         if live.state == "shutdown":
             # An exception after the fork, a signal handler's for one, was the request's end here.
             return
-        live.outcome = _OUTCOME.get(status, "failed")
-        if status < 0:
+        if live.exceeded is None:
+            live.exceeded = _CUT.get(status)
+        live.outcome = _OUTCOME.get(status, "failed") if live.exceeded is None else "cut"
+        if status < 0 and live.exceeded is None:
             log.warning("%s: the child that served %s was killed by signal %d", self, live.client_address, -status)
         if live.outcome == "handled":
             if live.events.handle:

@@ -40,6 +40,7 @@ from sockserve.core.preparation_settings import check_settings
 from sockserve.core.request_life import take
 from sockserve.core.servable import AnyServer
 from sockserve.core.serving import LoopsDispatcher, events_of, serving_of, stay_begins, stay_ends
+from sockserve.core.sweeping import begin_sweeping, end_sweeping
 from sockserve.errors import AlreadyServingError, ListenerLostError, ServerClosedError
 from sockserve.log import log
 from sockserve.net.accept_errors import Verdict, is_shortage
@@ -122,6 +123,7 @@ class Acceptor(Source, Stay):
             if dispatcher is not None:
                 dispatcher.attach(loop)
             loop.add(self)
+            begin_sweeping(server, loop if self.has_free_loop() else None)
             if self._fd >= 0:
                 self._take_over_listener()
             self.lifecycle.serving.set()
@@ -232,6 +234,10 @@ class Acceptor(Source, Stay):
 
     def _unwatch(self) -> None:
         self.loop.unwatch(self._fd)
+
+    def has_free_loop(self) -> bool:
+        """Whether the loop's thread serves no requests itself."""
+        return self._dispatcher is not None
 
     def has_paused(self) -> bool:
         """Whether no request is being taken, nor about to be. Called after the server was suspended."""
@@ -370,6 +376,7 @@ class Acceptor(Source, Stay):
             return
         self._left = True
         self.loop.remove(self)
+        end_sweeping(self.server)
         self.back_off.end_pause()
         if not self.listener_closed:
             self._unwatch()

@@ -96,7 +96,10 @@ class LiveRequest:
     """Where in its life it is, in the words of ``ActiveRequest.state``."""
     handler: Any
     outcome: Outcome = "handled"
-    """What became of it, so far: "handled", "refused", "failed", or "left" (the peer did, before the end)."""
+    """What became of it, so far: "handled", "refused", "failed", "left" (the peer did, before the end), or
+    "cut" (the peer was too slow)."""
+    exceeded: str | None = None
+    """Which of ``deadlines`` cut it, or which of ``limits`` refused it; None: none."""
     detached: bool
     """Whether ``detach_request()`` gave its socket away, so that the server must not close it."""
     thread: int | None

@@ -10,6 +10,7 @@ from sockserve.core.loop import Loop
 from sockserve.core.poller import wait_readable
 from sockserve.core.servable import AnyServer, Request
 from sockserve.core.serving import serving_of
+from sockserve.net.aborting import why_aborted
 from sockserve.net.lingering import SWEEP_SECONDS, Lingering
 
 __all__ = ["let_linger", "wait_for_request"]
@@ -17,6 +18,8 @@ __all__ = ["let_linger", "wait_for_request"]
 
 def let_linger(server: AnyServer, connection: Request) -> None:
     """Keep a half-closed connection open for a moment, by a descriptor of its own. From any thread."""
+    if why_aborted(connection) is not None:
+        return
     state = serving_of(server)
     lingering, acceptor = state.lingering, state.acceptor
     with Deferral():

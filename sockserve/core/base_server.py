@@ -14,6 +14,7 @@ from sockserve.core.aftercare import wait_for_request
 from sockserve.core.base_order import refuse_wrong_order
 from sockserve.core.connection_info import ConnectionInfo, info_of
 from sockserve.core.cutting import cut_others, drain_one
+from sockserve.core.deadlines import Deadlines
 from sockserve.core.deferral import Deferral
 from sockserve.core.events import LogObserver, Observer
 from sockserve.core.hook_marks import needs_no_poll
@@ -24,6 +25,7 @@ from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import begin, serve, takes_record, unprepared
 from sockserve.core.servable import Address, Request
 from sockserve.core.serving import Accepting, ServedInLoop, table_of
+from sockserve.core.sweeping import end_sweeping
 from sockserve.core.type_parameters import TypeVar, filled_up
 from sockserve.core.without_loop import take_without_loop
 from sockserve.errors import RefusedError, ServerClosedError
@@ -75,7 +77,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
     of the loop, ``handle_timeout()`` when ``handle_request()`` saw no request within ``timeout``,
     ``drain_request(request)`` when a drain begins.
 
-    Class attributes that may be overridden: ``timeout``, ``observers``, ``drain_timeout``.
+    Class attributes that may be overridden: ``timeout``, ``observers``, ``drain_timeout``, ``deadlines``.
     """
 
     __module__ = "sockserve"
@@ -85,6 +87,10 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
 
     drain_timeout: float | None = 30.0
     """Seconds that ``server_close()`` waits for workers before it cuts their connections; None: without limit."""
+
+    deadlines: Deadlines | None = None
+    """How slow the peer of a connection may be before it is cut; None: as slow as it likes. Read when the server begins
+    to serve, and at each look at the requests in progress. A handler's own ``deadlines`` take their place."""
 
     observers: tuple[Observer, ...] = (LogObserver(),)
     """The objects that hear what happens to requests."""
@@ -136,7 +142,10 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
         """
         acceptor = self._serving_state.lifecycle.acceptor
         if acceptor is not None:
+            # Its loop ends, and the sweeps with it.
             acceptor.listener_closes()
+        else:
+            end_sweeping(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {vars(self).get('server_address')!r}>"

@@ -134,8 +134,9 @@ class Counters(Observer):
     """Counts requests; exact at any number of threads.
 
     ``accepted`` is everything that came in; each of them ends as one of ``refused`` (``verify_request()`` or the TLS
-    handshake said no), ``failed`` (an error was reported) or ``handled`` (also when the peer left early); until then it
-    is ``active``.
+    handshake said no, or ``limits``), ``failed`` (an error was reported), ``cut`` (the peer was too slow for
+    ``deadlines``) or ``handled`` (also when the peer left early); until then it is ``active``. ``refused_by`` and
+    ``cut_by`` count those of ``limits`` and of ``deadlines`` by the name of the limit or deadline.
     """
 
     __module__ = "sockserve"
@@ -147,6 +148,9 @@ class Counters(Observer):
         self.active = 0
         self.handled = 0
         self.failed = 0
+        self.cut = 0
+        self.refused_by: dict[str, int] = {}
+        self.cut_by: dict[str, int] = {}
 
     def on_accept(self, server: AnyServer, request: LiveRequest) -> None:
         """Count it as accepted and active."""
@@ -158,8 +162,15 @@ class Counters(Observer):
     def on_shutdown(self, server: AnyServer, request: LiveRequest) -> None:
         """Count it as what became of it."""
         with self._lock:
+            reason = request.exceeded
             if request.outcome == "refused":
                 self.refused += 1
+                if reason is not None:
+                    self.refused_by[reason] = self.refused_by.get(reason, 0) + 1
+            elif request.outcome == "cut":
+                self.cut += 1
+                if reason is not None:
+                    self.cut_by[reason] = self.cut_by.get(reason, 0) + 1
             elif request.outcome == "failed":
                 self.failed += 1
             else:

@@ -20,6 +20,7 @@ from sockserve.core.preparation_settings import tls_of
 from sockserve.core.preparing import complete, is_unknown, record_of
 from sockserve.core.servable import Address, AnyServer, Request
 from sockserve.core.streams import StreamReader, UnbufferedReader, open_reader, open_writer
+from sockserve.core.sweeping import HandlersDeadlines, marks_waits
 from sockserve.core.type_parameters import TypeVar, filled_up
 from sockserve.errors import HandshakeError
 from sockserve.log import log
@@ -28,6 +29,9 @@ from sockserve.net.departure import cannot_be_answered
 from sockserve.net.tls import is_part_of_record, is_tls, recv_beneath
 from sockserve.net.waiting_socket import WaitingSocket
 from sockserve.seconds import socket_limit_of
+
+if TYPE_CHECKING:
+    from sockserve.core.deadlines import Deadlines
 
 __all__ = ["BaseRequestHandler", "DatagramRequestHandler", "KeepStreamOpen", "StreamRequestHandler"]
 
@@ -185,11 +189,16 @@ class KeepStreamOpen(KeepOpen):
             return False
 
 
+for _class in (KeepOpen, KeepStreamOpen):
+    marks_waits(_class, "_serving_wait_for_input")
+
+
 class BaseRequestHandler(KnowsConnection, KeepOpen, Generic[ServerT, RequestT, AddressT]):
     """Handles one request. Override ``handle()``, perhaps ``setup()`` and ``finish()``.
 
     ``self.request``, ``self.client_address`` and ``self.server`` say what to handle. ``finish()`` runs whenever
     ``setup()`` succeeded, also after an error; if both raise, the error of ``handle()`` is the one reported.
+    ``deadlines``, as an attribute of the class or assigned in ``handle()``, takes the place of the server's.
 
     Subscript it to get their types: ``class H(BaseRequestHandler[MyServer, socket.socket])``.
     """
@@ -204,6 +213,11 @@ class BaseRequestHandler(KnowsConnection, KeepOpen, Generic[ServerT, RequestT, A
     request: RequestT
     client_address: AddressT
     server: ServerT
+
+    if TYPE_CHECKING:
+        deadlines: Deadlines | None
+    else:
+        deadlines = HandlersDeadlines()
 
     if sys.version_info < (3, 13) and not TYPE_CHECKING:
 

@@ -267,7 +267,7 @@ def fail(server: Servable, live: LiveRequest, error: Exception) -> None:
     live.state = "error"
     if isinstance(error, RefusedError):
         live.outcome = "refused"
-    else:
+    elif live.outcome != "cut":
         live.outcome = "left" if has_left(live.request, error, live.client_address) else "failed"
     try:
         if live.events.error:

@@ -20,7 +20,7 @@ RequestState: TypeAlias = Literal[
     "accept", "verify", "dispatch", "prepare", "handle", "parked", "kept", "error", "shutdown"
 ]
 
-Outcome: TypeAlias = Literal["handled", "refused", "failed", "left"]
+Outcome: TypeAlias = Literal["handled", "refused", "failed", "left", "cut"]
 
 _TABLE: Final = frozenset({"active_requests"})
 _IN_PLACE: Final = frozenset({"life_in_place"})

@@ -84,6 +84,10 @@ class Accepting(Protocol):
     def recovered(self) -> None:
         """Accepting works again: whatever made it fail is over. No effect if nothing did."""
 
+    def has_free_loop(self) -> bool:
+        """Whether the loop's thread serves no requests itself, so that timers are called in time."""
+        ...
+
     def leave(self) -> None:
         """Leave the loop. Idempotent."""
 

@@ -7,16 +7,26 @@ from __future__ import annotations
 import io
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from sockserve.core.servable import Request
-from sockserve.errors import PeerTimeoutError
+from sockserve.errors import PeerTimeoutError, SlowPeerError
+from sockserve.net.aborting import why_aborted
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["SocketWriter", "StreamReader", "UnbufferedReader", "open_reader", "open_writer"]
+__all__ = [
+    "SocketReader",
+    "SocketWriter",
+    "StreamReader",
+    "UnbufferedReader",
+    "mark_waits",
+    "open_reader",
+    "open_writer",
+]
 
 
 class SocketWriter(io.BufferedIOBase):
@@ -38,6 +48,9 @@ class SocketWriter(io.BufferedIOBase):
             self._sock.sendall(data)
         except TimeoutError as error:
             raise PeerTimeoutError(*error.args) from error
+        except OSError as error:
+            _tell_slow(self._sock, error)
+            raise
         if type(data) is bytes:
             return len(data)
         with memoryview(data) as view:
@@ -61,6 +74,9 @@ class RawWriter(socket.SocketIO):
             return super().write(b)
         except TimeoutError as error:
             raise PeerTimeoutError(*error.args) from error
+        except OSError as error:
+            _tell_slow(self._sock, error)  # type: ignore[attr-defined]
+            raise
 
 
 class SocketReader(io.RawIOBase):
@@ -75,6 +91,12 @@ class SocketReader(io.RawIOBase):
     timed_out = False
     is_dry = False
     """Whether to leave the connection alone, and give only what was put back."""
+    waits_since = 0.0
+    """Since when it waits for the peer, in seconds of ``time.monotonic()``, if ``mark_waits()`` was called; 0: not."""
+    waited = 0.0
+    """Seconds of the waits that are over, likewise."""
+    taken = 0
+    """Bytes that came from the connection, likewise."""
     _unread = b""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -123,6 +145,25 @@ class SocketReader(io.RawIOBase):
         except BlockingIOError:
             return None
 
+    def _read_marked(self, b: Any) -> int | None:
+        """As ``readinto()``, with the marks; and what ``abort()`` has ended is no end-of-file."""
+        if self._unread or self.is_dry:
+            return _read_unmarked(self, b)
+        began = self.waits_since = time.monotonic()
+        try:
+            count = _read_unmarked(self, b)
+        except OSError as error:
+            _tell_slow(self._sock, error)
+            raise
+        finally:
+            self.waited += time.monotonic() - began
+            self.waits_since = 0.0
+        if count:
+            self.taken += count
+        elif not self.timed_out:
+            _tell_slow(self._sock)
+        return count
+
     def close(self) -> None:
         """Let go of the socket, which is closed now if its owner closed it before. Idempotent."""
         if not self.closed:
@@ -132,6 +173,24 @@ class SocketReader(io.RawIOBase):
     def unread(self, data: bytes) -> None:
         """Put back what was read last, to be read again first."""
         self._unread = data + self._unread
+
+
+_read_unmarked = SocketReader.readinto
+
+
+def mark_waits() -> None:
+    """Let all readers of this process tell from now on how long they wait: for the first server that has deadlines.
+
+    Exchanged in the class, so that the programs that have none do not pay for the question.
+    """
+    SocketReader.readinto = SocketReader._read_marked  # type: ignore[method-assign]  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def _tell_slow(connection: object, error: OSError | None = None) -> None:
+    """Raise SlowPeerError if that is why the connection has ended."""
+    reason = why_aborted(connection)
+    if reason is not None:
+        raise SlowPeerError(f"cut: {reason}") from error
 
 
 class StreamReader(io.BufferedReader):

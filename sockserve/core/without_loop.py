@@ -7,6 +7,7 @@ from sockserve.core.active_requests import LiveRequest
 from sockserve.core.request_life import take
 from sockserve.core.servable import AnyServer
 from sockserve.core.serving import events_of, table_of
+from sockserve.core.sweeping import begin_sweeping
 from sockserve.net.watched_socket import forget_taken
 
 __all__ = ["take_without_loop"]
@@ -17,6 +18,7 @@ def take_without_loop(server: AnyServer) -> bool:
 
     Raises ListenerLostError, what ``handle_error()`` raises, and what is no Exception.
     """
+    begin_sweeping(server, None)
     forget_taken()
     try:
         request, client_address = server.get_request()

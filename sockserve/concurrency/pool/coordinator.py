@@ -152,6 +152,10 @@ class Coordinator(Acceptor):
             self.pool.listener_fd = -1
             self._poller.unwatch(self._fd)
 
+    def has_free_loop(self) -> bool:
+        """Yes: the coordinator serves nothing."""
+        return True
+
     def has_paused(self) -> bool:
         """Whether no worker is taking a request, nor about to."""
         return super().has_paused() and not self._is_taking()

@@ -38,6 +38,7 @@ __all__ = [
     "READY",
     "REFUSED",
     "RETIRE",
+    "SLOW",
     "STALE",
     "STOPPED",
     "SUSPEND",
@@ -72,10 +73,11 @@ def choose_dump_signal() -> signal.Signals:
 LONGEST_TEXT = 65536
 """Bytes that are kept of what a worker writes: the stacks of some hundred threads."""
 
-BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS, BEGUN, TOO_LATE, SUSPENSIONS, PAUSED, STALE, PAUSES = range(13)
+BEAT, ACCEPTED, ACTIVE, HANDLED, REFUSED, FAILED, CUTS, BEGUN, TOO_LATE = range(9)
+SUSPENSIONS, PAUSED, STALE, PAUSES, SLOW = range(9, 14)
 """SUSPENSIONS: how often the worker shall have paused and gone on, so that an odd number means a pause. PAUSED: for
 which of these numbers it takes no request any more. STALE: the beat after which the supervisor waited too long.
-PAUSES: how often accepting has paused by itself."""
+PAUSES: how often accepting has paused by itself. SLOW: requests that ``deadlines`` have cut."""
 
 _SLEEPS = 0
 """In the place of the last beat: there is none to come, until there is something to do."""
@@ -85,7 +87,7 @@ _ORDERS = RETIRE + LEAVE + DRAIN + CUT + SUSPEND + LOOK + FREE
 _WORDS = READY + ENOUGH + STOPPED + PASSES
 """What is counted on the page, how often it was told: in this order, orders first, after the numbers above."""
 
-_ORDERED = PAUSES + 1
+_ORDERED = SLOW + 1
 _SAID = _ORDERED + len(_ORDERS)
 
 
@@ -157,7 +159,8 @@ class Page:
         counters.handled += numbers[HANDLED]
         counters.refused += numbers[REFUSED]
         # Not by what was active: it may have been killed between two counts.
-        counters.failed += numbers[ACCEPTED] - numbers[HANDLED] - numbers[REFUSED]
+        counters.cut += numbers[SLOW]
+        counters.failed += numbers[ACCEPTED] - numbers[HANDLED] - numbers[REFUSED] - numbers[SLOW]
 
 
 class Reader:

@@ -22,6 +22,7 @@ from sockserve.concurrency.prefork.protocol import (
     PAUSED,
     PAUSES,
     REFUSED,
+    SLOW,
     STOPPED,
     SUSPENSIONS,
 )
@@ -40,6 +41,10 @@ __all__ = ["Duties", "end_input_of"]
 END_PAUSE = 0.02
 """Seconds for which a worker with nothing more to do leaves the processor to others before it ends: the kernel takes
 milliseconds to clear a process away, and ``shutdown()`` may be waiting for the next worker."""
+
+
+_COUNTED_AS = {"failed": FAILED, "refused": REFUSED, "cut": SLOW}
+"""Where the page counts what became of a request; all else is HANDLED."""
 
 
 class Duties(Observer):
@@ -75,8 +80,7 @@ class Duties(Observer):
 
     def on_shutdown(self, server: Any, request: LiveRequest) -> None:
         """Count what became of it."""
-        outcome = request.outcome
-        self.end_one(FAILED if outcome == "failed" else REFUSED if outcome == "refused" else HANDLED)
+        self.end_one(_COUNTED_AS.get(request.outcome, HANDLED))
 
     def begin_one(self) -> None:
         """Count a request, and ask for a successor if that is enough."""
@@ -93,7 +97,7 @@ class Duties(Observer):
             self._link.tell(ENOUGH)
 
     def end_one(self, outcome: int) -> None:
-        """Count what became of one: HANDLED, REFUSED or FAILED."""
+        """Count what became of one: HANDLED, REFUSED, SLOW or FAILED."""
         with self._lock:
             self._numbers[outcome] += 1
             self._numbers[ACTIVE] -= 1
