@@ -82,7 +82,7 @@ class Acceptor(Source, Stay):
         self._recycled: LiveRequest | None = None
         """The record of the next request, if that is one that the loop's thread serves at once."""
         self.max_wait: float | None = None
-        self._poll_interval = limit_of(poll_interval, "poll_interval")
+        longest_wait = limit_of(poll_interval, "poll_interval")
         self._ticks = False
         self._left = False
         self._batch = 1
@@ -90,7 +90,6 @@ class Acceptor(Source, Stay):
         self._longest_wait: float | None = None
         self._paused_for: str | None = None
         self._is_shared = self._state.shares_listener
-        self._connection_class = connection_class
         self._looks_again = False
         self._dispatcher: LoopsDispatcher | None = None
         self.listener: Any = getattr(server, "socket", None)
@@ -118,29 +117,29 @@ class Acceptor(Source, Stay):
                 self._state.when_begun(loop)
             if not has_no_ticks(server.service_actions):
                 self._ticks = True
-                self._longest_wait = self.max_wait = self._poll_interval
+                self._longest_wait = self.max_wait = longest_wait
             self._dispatcher = dispatcher
             if dispatcher is not None:
                 dispatcher.attach(loop)
             loop.add(self)
             begin_sweeping(server, loop if self.has_free_loop() else None)
             if self._fd >= 0:
-                self._take_over_listener()
+                self._take_over_listener(longest_wait, connection_class)
             self.lifecycle.serving.set()
         except BaseException:
             self.leave()
             raise
 
-    def _take_over_listener(self) -> None:
+    def _take_over_listener(self, longest_wait: float | None, connection_class: type[socket.socket] | None) -> None:
         listener = self.listener
         try:
-            self.intake.open(self._connection_class)
+            self.intake.open(connection_class)
             if self._takes_ours and not self.intake.can_block:
                 self._batch = BATCH
             self._stop_watching = tell_when_closed(listener, self._listener_goes)
             if self._stop_watching is None:
                 # Nothing tells of its end: that is looked for.
-                self._longest_wait = self.max_wait = self._poll_interval
+                self._longest_wait = self.max_wait = longest_wait
         except (OSError, ValueError):
             # Closed meanwhile: the first turn finds out whether by server_close().
             if listener.fileno() == self._fd:
@@ -161,7 +160,7 @@ class Acceptor(Source, Stay):
             reason = None
             if self.lifecycle.suspended:
                 reason = "suspended"
-            elif self.back_off.is_pause():
+            elif self.back_off.timer is not None and self.back_off.is_pause():
                 reason = "back off"
             elif self._dispatcher is not None and self._dispatcher.full():
                 reason = "full"

@@ -31,13 +31,14 @@ class BackOff:
         self._server = server
         self._loop = loop
         self._table = table
-        self._timer: Timer | None = None
+        self.timer: Timer | None = None
+        """Of the present pause; None: there is none, as ``is_pause()`` would say too."""
         self._ends_early = False
         self._hears_changes = False
 
     def is_pause(self) -> bool:
         """Whether the server is to wait before it tries again."""
-        return self._timer is not None and not self._ends_early
+        return self.timer is not None and not self._ends_early
 
     def begin(self, what: str, error: BaseException) -> None:
         """Pause after a failed attempt. ``what`` failed is said in the log with the first error of a series."""
@@ -47,7 +48,7 @@ class BackOff:
         self.delay = min(2 * self.delay, BACK_OFF_LAST) if self.delay else BACK_OFF_FIRST
         self.end_pause()
         self._ends_early = False
-        self._timer = self._loop.call_later(self.delay, self.end_pause)
+        self.timer = self._loop.call_later(self.delay, self.end_pause)
         if not self._hears_changes:
             self._hears_changes = True
             self._table.on_next_change(self._end_early)
@@ -60,13 +61,13 @@ class BackOff:
 
     def end_pause(self) -> None:
         """Let the server try again. Idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def forget(self) -> None:
         """In a forked child: the pause is the parent's."""
-        self._timer = None
+        self.timer = None
 
     def recovered(self) -> None:
         """An attempt succeeded. No effect outside of a series."""

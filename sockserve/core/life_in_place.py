@@ -16,11 +16,10 @@ from typing import TypeVar
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.aftercare import let_linger
 from sockserve.core.events import Events
-from sockserve.core.preparation_settings import prepares
 from sockserve.core.replaced import successor
 from sockserve.core.request_life import end_failed, fail, finish_unprepared, give_up, refuse, serve, step_of
 from sockserve.core.servable import Address, AnyServer, Request, Servable
-from sockserve.errors import RefusedError
+from sockserve.errors import PeerError
 from sockserve.net.closing import half_close
 
 __all__ = ["end_stream", "own", "serves_at_once", "take_again"]
@@ -44,7 +43,7 @@ def own(hook: Hook) -> Hook:
 
 def serves_at_once(server: Servable, events: Events) -> bool:
     """Whether for this server ``take_again()`` is as good as ``take()``: no hook nor observer could tell."""
-    return step_of(server.process_request) is serve and not events.hear_all and not prepares(server)
+    return not events.hear_all and step_of(server.process_request) is serve
 
 
 def take_again(server: AnyServer, live: LiveRequest, request: Request, client_address: Address) -> bool:
@@ -70,16 +69,29 @@ def take_again(server: AnyServer, live: LiveRequest, request: Request, client_ad
             refuse(server, live)
             return False
         live.state = "prepare"
-        if type(request) is not socket.socket or getattr(server.prepare_request, "__func__", None) not in _OWN:
-            try:
-                prepared, client_address = server.prepare_request(request, client_address)
-            except RefusedError as error:
-                finish_unprepared(server, live, error)
+        is_own = type(request) is socket.socket and getattr(server.prepare_request, "__func__", None) in _OWN
+        # For each anew: TLS may have been switched on since the last.
+        # perf: not at once by _serving_prepares, 800 instructions fewer on 3.11, NOTEBOOK.md#one-try-for-each-request
+        if not (
+            is_own
+            and server.tls is None
+            and server.direct_from is None
+            and not server.proxy_from
+            and not server._serving_verifies_client  # noqa: SLF001 - of the servers that are served here
+        ):
+            if server._serving_prepares:  # noqa: SLF001 - as above
+                serve(server, live)
                 return False
-            live.client_address = client_address
-            if prepared is not request:
-                table.replace(live, prepared)
-                request = prepared
+            if not is_own:
+                try:
+                    prepared, client_address = server.prepare_request(request, client_address)
+                except PeerError as error:
+                    finish_unprepared(server, live, error)
+                    return False
+                live.client_address = client_address
+                if prepared is not request:
+                    table.replace(live, prepared)
+                    request = prepared
         live.state = "handle"
         if getattr(server.finish_request, "__func__", None) in _OWN:
             server.RequestHandlerClass(request, client_address, server)
@@ -94,15 +106,16 @@ def take_again(server: AnyServer, live: LiveRequest, request: Request, client_ad
                 end_stream(server, live.request, live)
             else:
                 server.shutdown_request(live.request)
+        except Exception as error:
+            end_failed(server, live, error)
+            return False
         finally:
             table.by_id.pop(live.key, None)
             if table.watchers:
                 table.tell_watchers()
     except Exception as error:
-        if live.state == "shutdown":
-            end_failed(server, live, error)
-        else:
-            fail(server, live, error)
+        # Not that of handle_error(), after the close: it propagates.
+        fail(server, live, error)
         return False
     except BaseException:
         give_up(server, live)

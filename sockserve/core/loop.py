@@ -350,8 +350,9 @@ class Loop:
         if self._timers:
             self._fire_timers()
         # What these ask for is for the next turn.
-        for _ in range(len(self._soon)):
-            self._soon.popleft()()
+        if self._soon:
+            for _ in range(len(self._soon)):
+                self._soon.popleft()()
         for source in sources:
             source.after_turn()
 

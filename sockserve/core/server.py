@@ -200,10 +200,10 @@ class TCPServer(BaseServer[StreamT, AddressT]):
     def _serving_prepares(self) -> bool:
         # In one piece: it is asked for each request.
         return (
-            (self.tls is not None and self.tls_at_once)
-            or self._serving_verifies_client
-            or bool(self.proxy_from)
+            self._serving_verifies_client
+            or (self.tls is not None and self.tls_at_once)
             or self.direct_from is not None
+            or bool(self.proxy_from)
         )
 
     @own

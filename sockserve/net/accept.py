@@ -162,19 +162,31 @@ def counter_of(listener: socket.socket) -> Callable[[], int]:
     closed, also by another thread meanwhile. It is at least 1 for a listener that was shut down: accept() then raises.
     Any number of threads may call the function.
     """
-    ask = _length_of_queue(listener)
+    # Called once for nearly every request: what does not change is looked up here.
+    getsockopt, unpack, size = listener.getsockopt, _STATE_AND_UNACKED.unpack, _STATE_AND_UNACKED.size
+    level, option = int(socket.IPPROTO_TCP), getattr(socket, "TCP_INFO", -1)
+
+    def count_queue() -> int:
+        length: int
+        try:
+            state, length = unpack(getsockopt(level, option, size))
+        except (OSError, ValueError):
+            return 0
+        return length if state == _LISTENS else 1
+
     try:
         # Elsewhere TCP_INFO may exist, and have another layout.
-        can_count = sys.platform == "linux" and ask() >= 0
+        can_count = sys.platform == "linux" and bool(unpack(getsockopt(level, option, size)))
     except (OSError, struct.error):
         # Another protocol, or a sandbox whose kernel tells less.
         can_count = False
-    if not can_count:
-        try:
-            ask = _readiness_of(listener)
-        except ValueError:
-            # The listener is closed.
-            return lambda: 0
+    if can_count:
+        return count_queue
+    try:
+        ask = _readiness_of(listener)
+    except ValueError:
+        # The listener is closed.
+        return lambda: 0
 
     def count() -> int:
         try:
@@ -183,19 +195,6 @@ def counter_of(listener: socket.socket) -> Callable[[], int]:
             return 0
 
     return count
-
-
-def _length_of_queue(listener: socket.socket) -> Callable[[], int]:
-    # Called once for nearly every request: what does not change is looked up here.
-    getsockopt, unpack, size = listener.getsockopt, _STATE_AND_UNACKED.unpack, _STATE_AND_UNACKED.size
-    level, option = int(socket.IPPROTO_TCP), getattr(socket, "TCP_INFO", -1)
-
-    def ask() -> int:
-        length: int
-        state, length = unpack(getsockopt(level, option, size))
-        return length if state == _LISTENS else 1
-
-    return ask
 
 
 def _readiness_of(listener: socket.socket) -> Callable[[], int]:

@@ -34,7 +34,7 @@ LARGE_ANSWER = 16384
 """Bytes of memory of the unacknowledged output from which on a close may lose a part of it. A smaller answer is sent at
 once (10 segments, RFC 6928) and arrives before a reset could."""
 
-_QUEUES = struct.Struct("6I").unpack
+_QUEUES = struct.Struct("I16xI").unpack
 
 
 class EndObserver(Protocol):
@@ -105,8 +105,10 @@ else:
         try:
             # getsockopt() keeps the interpreter's lock, unlike ioctl(), after which this thread would wait for it.
             if _family_of(connection) in _INET and connection.proto in _TCP:
-                unread, _, _, _, _, under_way = _QUEUES(connection.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 24))
-                return bool(unread or under_way >= LARGE_ANSWER)
+                unread: int
+                under_way: int
+                unread, under_way = _QUEUES(connection.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 24))
+                return unread > 0 or under_way >= LARGE_ANSWER
         except (OSError, TypeError, struct.error):
             # The kernel does not tell, or the socket is of a class that replaces Python's.
             pass

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -84,8 +85,8 @@ class Coordinator(Acceptor):
         self.pool = Pool(settings, self._poller, server._serving_threads, self.parking, loop.wake)  # noqa: SLF001 - as above
         self._pressure = Pressure(self.pool, loop)
 
-    def _take_over_listener(self) -> None:
-        super()._take_over_listener()
+    def _take_over_listener(self, longest_wait: float | None, connection_class: type[socket.socket] | None) -> None:
+        super()._take_over_listener(longest_wait, connection_class)
         self._begin_pool()
 
     def _begin_pool(self) -> None:
