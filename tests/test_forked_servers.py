@@ -21,6 +21,7 @@ from support.waiting import wait_until
 import sockserve
 from sockserve.concurrency.cooperative.sockets import CooperativeSocket
 from sockserve.core.loop import Loop
+from sockserve.core.source import Source
 from sockserve.greenlets import spawn
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask, connect
@@ -175,6 +176,52 @@ def test_a_loop_that_was_attached_before_a_fork_serves_in_the_child(model: str) 
         assert ask(server, b"after") == b"after"
         server.shutdown(LIMIT)
         thread.join(LIMIT)
+
+
+def test_a_wake_up_before_the_first_wait_in_a_child_is_heard() -> None:
+    """What a thread says after the loop's look, and before a child's loop has descriptors, ends its first wait."""
+
+    class Told(Source):
+        max_wait = None
+        is_told = False
+
+        def before_wait(self) -> None:
+            if self.is_told:
+                self.leave()
+                return
+            # As a thread does whose client was served meanwhile, by a worker of a pool.
+            self.is_told = True
+            loop.wake()
+
+        def leave(self) -> None:
+            loop.remove(self)
+
+    def run() -> bool:
+        loop.run()
+        return True
+
+    with Loop() as loop:
+        loop.add(Told())
+        assert in_child(run) == 0
+
+
+def test_the_programs_wakeup_descriptor_is_given_back_in_a_child() -> None:
+    """Also by a loop that was made in the parent, and opens its own descriptors in its first wait."""
+    reader, writer = socket.socketpair()
+    with reader, writer, Loop() as loop, made("inline", handlers(sockserve).Echo) as server:
+        writer.setblocking(False)
+        server.attach(loop)
+
+        def serve() -> bool:
+            before = signal.set_wakeup_fd(writer.fileno())
+            try:
+                loop.call_soon(server.shutdown)
+                loop.run()
+            finally:
+                found = signal.set_wakeup_fd(before)
+            return found == writer.fileno()
+
+        assert in_child(serve) == 0
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -103,7 +103,9 @@ class Loop:
         self.watch(self._wake_reader.fileno(), self._drain_wake_ups)
 
     def _take_wakeup(self) -> tuple[int, int] | None:
-        return take_wakeup(self._wake_writer.fileno())
+        fd = self._wake_writer.fileno()
+        # Closed in a forked child, until the first wait.
+        return None if fd < 0 else take_wakeup(fd)
 
     def add(self, source: Source) -> None:
         """Host a source until ``remove``."""
@@ -293,6 +295,8 @@ class Loop:
         if self._is_running and threading.current_thread() is threading.main_thread():
             with contextlib.suppress(ValueError):
                 self._wakeup = self._take_wakeup()
+        # Until now wake() reached nothing, and the loop may have looked before it came: it looks once more.
+        self.wake()
         return self._poller
 
     def _stop_hearing(self) -> None:
