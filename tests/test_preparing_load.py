@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.certificates import Pki
 from support.log_watch import ExpectLog
-from support.preparing import HEADER, InMemory, Tell, each_concurrent_model, make
+from support.preparing import HEADER, InMemory, Tell, each_concurrent_model, each_model, make
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
@@ -32,10 +32,10 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
     return Pki(tmp_path_factory.mktemp("pki"))
 
 
-def is_served(server: Any, pki: Pki) -> bool:
-    """Whether a client of a.test is."""
+def is_served(server: Any, pki: Pki, name: str = "a.test") -> bool:
+    """Whether a client is, with the certificate of the host that it asks for."""
     with connect(server, timeout=LIMIT) as plain:
-        client = InMemory(pki, plain, "a.test")
+        client = InMemory(pki, plain, name)
         plain.sendall(client.hello)
         client.shake_hands()
         served = client.say()[-1] == "hello\n"
@@ -118,6 +118,22 @@ def test_a_drain_lets_a_handshake_come_to_its_end(
         thread.join(LIMIT)
         cut(plain)
     assert drained == [(1, 0)]
+
+
+@each_model
+def test_a_renewed_certificate_is_for_the_next_client(
+    running: Running, pki: Pki, tmp_path: Path, expect_log: ExpectLog, model: str
+) -> None:
+    """Without a call, and loaded once for all that come: in the model with children by their parent."""
+    loaded = expect_log(logging.INFO, "TLS: loaded")
+    files = Certificate(*(str(shutil.copy(each, tmp_path)) for each in pki.a))
+    server = running(make(model, Tell, tls=sockserve.TLS(*files, check_every=0)))
+    assert is_served(server, pki)
+    for source, target in zip(pki.b, files, strict=True):
+        shutil.copy(source, target)
+    for _ in range(2):
+        assert is_served(server, pki, "b.test")
+    assert len(loaded.lines) == 1
 
 
 def test_a_pool_that_stops_lets_a_handshake_come_to_its_end(

@@ -34,7 +34,7 @@ from sockserve.core.forked import tell_when_forked
 from sockserve.core.hook_marks import needs_no_poll
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
-from sockserve.core.preparation_settings import prepares, tls_of
+from sockserve.core.preparation_settings import check_files
 from sockserve.core.preparing import sees_drain
 from sockserve.core.replaced import reach
 from sockserve.core.request_life import forget
@@ -248,9 +248,7 @@ class ForkingMixIn(DispatchingMixIn):
         return ForkDispatcher(lambda: self.max_children)
 
     def _serving_dispatch(self, live: LiveRequest) -> None:
-        if prepares(self) and (tls := tls_of(self)) is not None:
-            # Here, or each child would load anew what has changed.
-            tls.check()
+        check_files(self)
         release = functools.partial(self._serving_release, live)
         # A terminal sends these to the whole group, and the parent tells its children what they mean.
         for_parent = [signum for signum in (signal.SIGINT, signal.SIGHUP) if is_taken(signum)]

@@ -14,7 +14,7 @@ from sockserve.net.tls import is_tls
 if TYPE_CHECKING:
     from sockserve.net.tls_settings import TLS
 
-__all__ = ["check_settings", "is_proxied", "prepares", "tls_of"]
+__all__ = ["check_files", "check_settings", "is_proxied", "prepares", "tls_of"]
 
 
 class _Settings:
@@ -58,6 +58,12 @@ def check_settings(server: AnyServer) -> None:
         raise TypeError(f"{server}: proxy_from is for streams and datagrams only")
     networks_of(server.proxy_from)
     networks_of(server.direct_from or ())
+
+
+def check_files(server: object) -> None:
+    """Load a server's certificates anew if they have changed: before a fork, or each child would do it for itself."""
+    if hasattr(server, "tls_at_once") and (tls := tls_of(server)) is not None:
+        tls.check()
 
 
 def is_proxied(server: AnyServer, peer: Address) -> bool:

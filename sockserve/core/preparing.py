@@ -251,6 +251,7 @@ class Preparation:
         peer = live.client_address if known is None else known.peer_address
         before = request.gettimeout()
         request.settimeout(0)
+        tls.check()
         # A client that leaves now was in the middle of something.
         self._has_spoken = True
         try:
