@@ -61,12 +61,12 @@ if _TYPE_CHECKING:
     from sockserve.core.base_server import BaseServer as BaseServer
     from sockserve.core.connection_info import ConnectionInfo as ConnectionInfo
     from sockserve.core.connection_info import TLSInfo as TLSInfo
+    from sockserve.core.datagrams import DatagramRequestHandler as DatagramRequestHandler
     from sockserve.core.deadlines import Deadlines as Deadlines
     from sockserve.core.events import Counters as Counters
     from sockserve.core.events import LogObserver as LogObserver
     from sockserve.core.events import Observer as Observer
     from sockserve.core.handlers import BaseRequestHandler as BaseRequestHandler
-    from sockserve.core.handlers import DatagramRequestHandler as DatagramRequestHandler
     from sockserve.core.handlers import StreamRequestHandler as StreamRequestHandler
     from sockserve.core.lifecycle import Drained as Drained
     from sockserve.core.loop import Loop as Loop
@@ -195,8 +195,9 @@ _NAMES = {
     "sockserve.core.base_server": "BaseServer",
     "sockserve.core.connection_info": "ConnectionInfo TLSInfo",
     "sockserve.core.deadlines": "Deadlines",
+    "sockserve.core.datagrams": "DatagramRequestHandler",
     "sockserve.core.events": "Counters LogObserver Observer",
-    "sockserve.core.handlers": "BaseRequestHandler DatagramRequestHandler StreamRequestHandler",
+    "sockserve.core.handlers": "BaseRequestHandler StreamRequestHandler",
     "sockserve.http_keep_alive": "HTTPKeepAliveMixIn",
     "sockserve.core.lifecycle": "Drained",
     "sockserve.core.loop": "Loop",

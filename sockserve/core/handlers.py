@@ -19,13 +19,19 @@ from sockserve.core.connection_info import KnowsConnection
 from sockserve.core.preparation_settings import tls_of
 from sockserve.core.preparing import complete, is_unknown, record_of
 from sockserve.core.servable import Address, AnyServer, Request
-from sockserve.core.streams import StreamReader, UnbufferedReader, open_reader, open_writer
+from sockserve.core.streams import (
+    StreamReader,
+    UnbufferedReader,
+    give_up_buffers,
+    open_reader,
+    open_writer,
+    take_buffers,
+)
 from sockserve.core.sweeping import HandlersDeadlines, marks_waits
 from sockserve.core.type_parameters import TypeVar, filled_up
 from sockserve.errors import HandshakeError
 from sockserve.log import log
 from sockserve.net.closing import half_close
-from sockserve.net.departure import cannot_be_answered
 from sockserve.net.tls import is_part_of_record, is_tls, recv_beneath
 from sockserve.net.waiting_socket import WaitingSocket
 from sockserve.seconds import socket_limit_of
@@ -33,7 +39,7 @@ from sockserve.seconds import socket_limit_of
 if TYPE_CHECKING:
     from sockserve.core.deadlines import Deadlines
 
-__all__ = ["BaseRequestHandler", "DatagramRequestHandler", "KeepStreamOpen", "StreamRequestHandler"]
+__all__ = ["BaseRequestHandler", "KeepStreamOpen", "StreamRequestHandler"]
 
 
 _CONNECTED = (socket.SOCK_STREAM, getattr(socket, "SOCK_SEQPACKET", socket.SOCK_STREAM))
@@ -106,10 +112,17 @@ class KeepOpen:
             live = self.server._serving_state.table.by_id.get(id(self.request))  # noqa: SLF001 - absent: see handlers
         except AttributeError:
             return False
-        if live is None or live.parking is None or (not self._serving_is_dry() and not live.parking.is_turn_over(live)):
+        if live is None or live.parking is None:
+            return False
+        if self._serving_is_dry():
+            self._serving_rest()
+        elif not live.parking.is_turn_over(live):
             return False
         live.continue_handler = self._serving_go_on
         return True
+
+    def _serving_rest(self) -> None:
+        """Keep as little memory as possible until ``_serving_go_on()``: all input has been handled."""
 
     def _serving_go_on(self, has_input: bool, /) -> None:
         """What a server calls that has parked the connection."""
@@ -146,6 +159,10 @@ class KeepStreamOpen(KeepOpen):
         connection: Request
         rfile: io.BufferedIOBase
         wfile: io.BufferedIOBase
+        rbufsize: ClassVar[int]
+        wbufsize: ClassVar[int]
+
+    _serving_has_buffers = True
 
     def buffered_input(self) -> bytes:
         """What ``rfile`` has read ahead of the handler, and still holds: for a program that goes on without it."""
@@ -176,6 +193,17 @@ class KeepStreamOpen(KeepOpen):
         # What another kind of file has read ahead cannot be known.
         is_ours = isinstance(self.rfile, StreamReader | UnbufferedReader)
         return is_ours and not self.buffered_input() and not _holds_input(self.connection)
+
+    def _serving_rest(self) -> None:
+        self._serving_has_buffers = False
+        give_up_buffers(self.rfile, self.wfile)
+
+    def _serving_go_on(self, has_input: bool, /) -> None:
+        # One that was parked because its turn was over still has its input in a buffer.
+        if not self._serving_has_buffers:
+            self._serving_has_buffers = True
+            take_buffers(self.rfile, self.rbufsize, self.wfile, self.wbufsize)
+        super()._serving_go_on(has_input)
 
     def _serving_wait_for_input(self) -> bool:
         peek = getattr(self.rfile, "peek", None)
@@ -366,44 +394,6 @@ class StreamRequestHandler(KeepStreamOpen, BaseRequestHandler[ServerT, RequestT,
                     file.close()
                 except OSError as error:
                     log.debug("%s: closing %s: %s", self.client_address, name, error)
-
-
-class DatagramRequestHandler(BaseRequestHandler[ServerT, "tuple[bytes, socket.socket]", AddressT]):
-    """Handles a datagram: read ``self.rfile``, write ``self.wfile``; what was written is sent as one datagram.
-
-    Nothing is sent if nothing was written, if ``handle()`` raised, or if the sender has no address to answer to.
-    Sending never waits: an answer that its client has no room for, or that cannot reach it, is dropped with a line at
-    DEBUG.
-    """
-
-    __module__ = "sockserve"
-
-    rfile: io.BytesIO
-    wfile: io.BytesIO
-
-    def setup(self) -> None:
-        """Open the files over ``self.packet``."""
-        self.packet, self.socket = self.request
-        self.rfile = io.BytesIO(self.packet)
-        self.wfile = io.BytesIO()
-
-    def finish(self) -> None:
-        """Send the answer."""
-        answer = self.wfile.getvalue()
-        if answer and self.client_address and not self._serving_handle_raised:
-            try:
-                address: Address = self._serving_answers_to()
-                self.socket.sendto(answer, _DONT_WAIT, address)
-            except OSError as error:
-                if not cannot_be_answered(error, self.client_address):
-                    raise
-                log.debug("%s gets no answer: %s", self.client_address, error)
-
-    def _serving_answers_to(self) -> object:
-        # What a proxy passed on goes back through it.
-        if getattr(self.server, "proxy_from", ()):
-            return self.connection_info.peer_address
-        return self.client_address
 
 
 def _holds_input(connection: socket.socket) -> bool:

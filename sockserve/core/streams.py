@@ -23,9 +23,11 @@ __all__ = [
     "SocketWriter",
     "StreamReader",
     "UnbufferedReader",
+    "give_up_buffers",
     "mark_waits",
     "open_reader",
     "open_writer",
+    "take_buffers",
 ]
 
 
@@ -316,6 +318,31 @@ def open_writer(connection: Request, buffer_size: int) -> io.BufferedIOBase:
     if not _opens_plain_files(connection):
         return cast("io.BufferedIOBase", connection.makefile("wb", buffer_size))
     return io.BufferedWriter(RawWriter(connection), _size(buffer_size))
+
+
+def give_up_buffers(reader: io.BufferedIOBase, writer: io.BufferedIOBase) -> None:
+    """Free the buffers of files that are not used for some time, both of which are empty; ``take_buffers()`` undoes it.
+
+    Only of files that were opened here, and of a buffered writer of ``socket.makefile()``; of others nothing changes.
+    """
+    # perf: 8 KiB less for each file of a parked connection, 0.7 us for each message, NOTEBOOK.md#buffers-of-the-parked
+    if type(reader) is StreamReader:
+        _init_reader(reader, reader.raw, 1)
+    if type(writer) is io.BufferedWriter and isinstance(writer.raw, socket.SocketIO):
+        _init_writer(writer, writer.raw, 1)
+
+
+def take_buffers(reader: io.BufferedIOBase, read_size: int, writer: io.BufferedIOBase, write_size: int) -> None:
+    """Give files buffers again that ``give_up_buffers()`` took; the sizes are those that they were opened with."""
+    if type(reader) is StreamReader:
+        _init_reader(reader, reader.raw, _size(read_size))
+    if type(writer) is io.BufferedWriter and isinstance(writer.raw, socket.SocketIO):
+        _init_writer(writer, writer.raw, _size(write_size))
+
+
+# A second __init__() exchanges the buffer, and neither touches nor closes what is beneath.
+_init_reader = io.BufferedReader.__init__
+_init_writer = io.BufferedWriter.__init__
 
 
 def _opens_plain_files(connection: Request) -> bool:
