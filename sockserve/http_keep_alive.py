@@ -93,7 +93,7 @@ class HTTPKeepAliveMixIn(KnowsConnection, KeepStreamOpen, _Handler):
 
     def _serving_will_close(self) -> bool:
         lifecycle = serving_of(self.server).lifecycle
-        if lifecycle.draining or lifecycle.stop_requested:
+        if lifecycle.draining or lifecycle.is_lame or lifecycle.stop_requested:
             return True
         return self._serving_body is not None and not self._serving_body.is_here()
 

@@ -164,7 +164,7 @@ def test_sighup_loads_the_program_anew(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_command_names_a_crash_loop(tmp_path: pathlib.Path) -> None:
-    """It exits with status 1, and the last line says why no worker can begin."""
+    """It exits with status 3, and the last line says why no worker can begin."""
     (tmp_path / "late.py").write_text("""
 import os, sockserve
 from sockserve.concurrency.prefork import places
@@ -175,7 +175,7 @@ class Handler(sockserve.BaseRequestHandler):
 """)
     with command(tmp_path, "--processes", "2", "late:Handler", TCP) as process:
         _, errors = process.communicate(timeout=LIMIT)
-    assert process.returncode == 1
+    assert process.returncode == 3
     assert "times in a row workers ended as soon as they began" in errors.splitlines()[-1]
     assert "ended with exit status 7, before it was ready" in errors.splitlines()[-1]
 

@@ -254,7 +254,8 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
     @property
     def draining(self) -> bool:
         """Whether handlers that loop should come to an end: a drain or the wait in ``server_close()`` is under way."""
-        return self._serving_state.lifecycle.draining
+        lifecycle = self._serving_state.lifecycle
+        return lifecycle.draining or lifecycle.is_lame
 
     def drain_request(self, request: RequestT) -> None:
         """A drain has begun and the request is still in progress. Does nothing here; stream servers end its input."""

@@ -89,6 +89,8 @@ class Lifecycle:
         self.suspended_by_drain = False
         """Whether the next stay in a loop undoes the suspension: it was a part of a drain."""
         self.draining = False
+        self.is_lame = False
+        """Whether the process is about to drain, and serves as before until then: handlers are told the same."""
         self.listener_is_closing = False
         """Whether ``server_close()`` closes the listener just now."""
         self.serving = OneShot()

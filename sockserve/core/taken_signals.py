@@ -21,6 +21,7 @@ from sockserve.core.deferral import end_in_child, get_handler, raw_signal, set_h
 __all__ = [
     "Taken",
     "give_back",
+    "give_stacks_back",
     "give_wakeup_back",
     "is_ignored",
     "is_taken",
@@ -112,9 +113,16 @@ def is_taken(signum: int) -> bool:
 
 
 def take_for_stacks(signum: int, fd: int) -> None:
-    """Make a signal write the stacks of all threads to a descriptor (faulthandler), for the rest of this process."""
+    """Make a signal write the stacks of all threads to a descriptor (faulthandler), until ``give_stacks_back()``."""
     faulthandler.register(signum, fd, all_threads=True, chain=False)
     _for_stacks.append(signum)
+
+
+def give_stacks_back(signum: int) -> None:
+    """Let the signal mean again what it did before. No effect in a forked child, where it does already."""
+    if signum in _for_stacks:
+        faulthandler.unregister(signum)
+        _for_stacks.remove(signum)
 
 
 def take_wakeup(fd: int) -> tuple[int, int]:

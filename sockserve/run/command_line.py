@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sockserve.errors import AddressError, SockserveError, TLSSettingsError
+from sockserve.errors import AddressError, CrashLoopError, SockserveError, TLSSettingsError
 from sockserve.log import log
 from sockserve.net.address import ACCEPTED_FORMS, parse_address
 from sockserve.run.echo import Echo
@@ -27,14 +27,17 @@ from sockserve.run.tls_options import add_tls_options, read_tls
 
 __all__ = ["main", "read_arguments"]
 
+STATUSES: dict[type[Exception], int] = {AddressError: 2, CrashLoopError: 3}
+"""The exit status for an error that ends the program, if that is not 1."""
+
 LEVELS = ("debug", "info", "warning", "error", "critical")
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what a server has that was bound to every interface
 FREE_PORT = "tcp://127.0.0.1:0"
 
 EPILOG = f"""\
 SIGTERM or Ctrl-C stops: no new requests, those in progress may end, a second one cuts them. The exit status is 0 then,
-1 if an address could not be bound or was lost, or if worker processes end as soon as they begin, 2 for arguments that
-make no sense.
+1 if an address could not be bound or was lost, 2 for arguments that make no sense, 3 if worker processes end as soon as
+they begin, again and again.
 
 With --processes, SIGHUP replaces the workers one after the other by such that load the handler's class anew, without
 losing a request; SIGTTIN and SIGTTOU make it one worker more or less. Without it they are answered by a warning. With
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except (SockserveError, OSError) as error:
         sys.stderr.write(f"sockserve: {getattr(error, 'strerror', None) or error}\n")
-        return 2 if isinstance(error, AddressError) else 1
+        return STATUSES.get(type(error), 1)
     except ImportError as error:
         if error.name != "greenlet":
             raise

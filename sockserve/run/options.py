@@ -312,6 +312,12 @@ OPTIONS = (
         30.0,
         "seconds that requests in progress get to end (default: 30; inf: no limit)",
     ),
+    Option(
+        "lame_duck",
+        Seconds(),
+        0.0,
+        "seconds after SIGTERM in which it still serves, and says that it will end (default: 0)",
+    ),
 )
 """In the order of ``--help``."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from sockserve.run.health import Fleet, agent, health
 from sockserve.run.loading import forget_modules, load_handler
 from sockserve.run.opening import AnyServer, address_of, reload_tls
 from sockserve.run.program import Program
-from sockserve.run.signals import handling
+from sockserve.run.signals import handling, telling_stacks
 from sockserve.run.states import State
 from sockserve.run.stopping import Draining
 from sockserve.run.working_directory import WorkingDirectory
@@ -40,6 +41,7 @@ class Processes(NamedTuple):
     max_requests: int | None
     worker_timeout: float | None
     drain_timeout: float | None
+    lame_duck: float | None = 0.0
     max_requests_jitter: int | None = None
 
 
@@ -53,6 +55,7 @@ class _Service:
         self._observers = program.observers
         self._ready: Callable[[], object] | None = program.ready
         self._states = program.states
+        self._is_lame = False
 
     def work(self, link: Link) -> None:
         """Serve all addresses."""
@@ -107,15 +110,35 @@ class _Service:
         ready, self._ready = self._ready, None
         if ready is not None:
             ready()
-        if self._states.present in (State.STARTING, State.LAME):
+        if self._states.present in (State.STARTING, State.LAME) and not self._is_lame:
             self._states.change(State.READY)
 
-    def stands(self, phase: Phase, is_rolling: bool) -> None:
+    def stands(self, phase: Phase, is_rolling: bool, is_lame: bool) -> None:
         """Tell the states; what they do not let follow is none."""
-        if phase is not Phase.KEEPS or is_rolling:
+        self._is_lame = is_lame
+        if is_lame and phase is Phase.KEEPS:
+            self._states.change(State.LAME)
+        elif phase is not Phase.KEEPS or is_rolling:
             self._states.change(_STATE_OF[phase])
         elif self._states.present is State.RELOADING:
             self._states.change(State.READY)
+
+
+class _Stopping:
+    """What a signal to stop means: the first SIGTERM, that the time of a lame duck begins, if there is one."""
+
+    def __init__(self, supervisor: Supervisor, lame_duck: float | None) -> None:
+        self._supervisor = supervisor
+        self._lame_duck = lame_duck
+        self._is_first = True
+
+    def on_signal(self, signum: signal.Signals) -> None:
+        """In a signal handler."""
+        is_first, self._is_first = self._is_first, False
+        if is_first and signum == signal.SIGTERM and self._lame_duck != 0:
+            self._supervisor.be_lame(self._lame_duck)
+        else:
+            self._supervisor.stop()
 
 
 _STATE_OF = {
@@ -152,8 +175,9 @@ def serve_in_processes(program: Program, name: str | None, processes: Processes)
             answerer = Answerer(loop, [server.socket for server in desk.servers], asks[desk.name](fleet))
             last_first.callback(answerer.leave)
         if program.handles_signals:
-            last_first.enter_context(handling(lambda _: supervisor.stop()))
+            last_first.enter_context(handling(_Stopping(supervisor, processes.lame_duck).on_signal))
             last_first.enter_context(handling_signals(supervisor))
+            last_first.enter_context(telling_stacks(supervisor.tell_stacks))
 
         def run() -> None:
             if not program.early:

@@ -22,7 +22,7 @@ from sockserve.run.options import check, has_workers, server_attributes
 from sockserve.run.orphans import leave_orphans_to_a_parent
 from sockserve.run.program import DESKS, Desk, Program
 from sockserve.run.service_manager import notifying
-from sockserve.run.signals import answering_for_processes, handling, noting_sigterm
+from sockserve.run.signals import answering_for_processes, handling, noting_sigterm, telling_stacks
 from sockserve.run.states import State, States
 from sockserve.run.stopping import Stop, time_limit
 
@@ -54,6 +54,7 @@ def serve(
     agent: str | None = None,
     # how it ends
     drain_timeout: float | None = 30.0,
+    lame_duck: float = 0.0,
     install_signal_handlers: bool = True,
     # what hears of it
     observers: Iterable[Observer] = (),
@@ -98,6 +99,9 @@ def serve(
         clients are welcome and a worker serves) and ``/metrics`` for Prometheus. A supervisor answers, whatever the
         workers are busy with: without ``processes`` there is one worker then, with "fork" too.
     agent: an address where HAProxy's agent-check is answered, in the same way: "up ready", "drain" or "down".
+    lame_duck: seconds between SIGTERM and the end of accepting, for load balancers to hear of it. Until then all is
+        served as before, but ``server.draining`` is true, ``/ready`` is 503, and HTTP connections are kept no longer.
+        A second SIGTERM, and SIGINT at any time, ends that at once. inf: until then.
     install_signal_handlers: false leaves signals alone. So does any other thread than the main one, where Python allows
         no handlers. Serving then ends when ``shutdown()`` has been called on every server.
     observers: hear what happens to requests, beside the log and the counters.
@@ -151,10 +155,12 @@ def serve(
             handles_signals=handles_signals,
         )
         if not has_workers(values):
-            counters = _serve_here(program, model, values["drain_timeout"])
+            counters = _serve_here(program, model, values["drain_timeout"], values["lame_duck"])
         else:
             # The table has seen that there is fork.
-            limits = Processes(processes or 1, max_requests, values["worker_timeout"], values["drain_timeout"])  # pyright: ignore[reportPossiblyUnboundVariable]
+            limits = Processes(  # pyright: ignore[reportPossiblyUnboundVariable]
+                processes or 1, max_requests, values["worker_timeout"], values["drain_timeout"], values["lame_duck"]
+            )
             counters = serve_in_processes(program, name, limits)  # pyright: ignore[reportPossiblyUnboundVariable]
         states.change(State.STOPPED)
     log.info(
@@ -170,12 +176,12 @@ def serve(
 serve.__module__ = "sockserve"
 
 
-def _serve_here(program: Program, model: str, drain_timeout: float | None) -> Counters:
+def _serve_here(program: Program, model: str, drain_timeout: float | None, lame_duck: float | None) -> Counters:
     counters = Counters()
     servers, loop, states, signals = program.servers, program.loop, program.states, program.signals
     with contextlib.ExitStack() as last_first:
         last_first.callback(loop.close)
-        stop = Stop(servers, loop, lambda: states.change(State.DRAINING))
+        stop = Stop(servers, loop, states, lame_duck)
         for server in servers:
             server.observers += (counters, *program.observers, stop)
             server.attach(loop)
@@ -183,8 +189,9 @@ def _serve_here(program: Program, model: str, drain_timeout: float | None) -> Co
             has_tls = any(server.tls is not None for server in servers)
             reload = functools.partial(reload_tls, servers) if has_tls else None
             last_first.enter_context(handling(stop.on_signal))
+            last_first.enter_context(telling_stacks())
             last_first.enter_context(answering_for_processes(loop, reload, states.reloading))
-            if model in ("inline", "greenlet") and drain_timeout is not None:
+            if model in ("inline", "greenlet") and (drain_timeout, lame_duck) != (None, None):
                 last_first.enter_context(time_limit(stop, drain_timeout))
         signals.lifted(program.ready)
         if not program.early:
@@ -192,6 +199,9 @@ def _serve_here(program: Program, model: str, drain_timeout: float | None) -> Co
 
         def run() -> None:
             with contextlib.suppress(CutShort):
+                if program.early:
+                    # No client was ever welcome.
+                    stop.lame_duck = 0.0
                 for signum in program.early:
                     stop.on_signal(signum)
                 loop.run()

@@ -10,10 +10,10 @@ from collections.abc import Callable, Generator, Sequence
 
 from sockserve.core.deferral import get_handler
 from sockserve.core.loop import Loop
-from sockserve.core.taken_signals import is_ignored, taking
+from sockserve.core.taken_signals import give_stacks_back, is_ignored, take_for_stacks, taking
 from sockserve.log import log
 
-__all__ = ["STOP_SIGNALS", "answering_for_processes", "handling", "noting_sigterm"]
+__all__ = ["STOP_SIGNALS", "answering_for_processes", "handling", "noting_sigterm", "telling_stacks"]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """What a terminal's Ctrl-C sends, and what a supervisor sends: systemd, Docker, kill(1)."""
@@ -47,6 +47,27 @@ def noting_sigterm(*, noted: bool) -> Generator[Sequence[signal.Signals]]:
     early: list[signal.Signals] = []
     with handling(early.append, (signal.SIGTERM,)) if noted else contextlib.nullcontext():
         yield early
+
+
+@contextlib.contextmanager
+def telling_stacks(tell: Callable[[], object] | None = None) -> Generator[None]:
+    """Let SIGQUIT, if it has its default meaning, call ``tell()``, safe in a signal handler, while the block runs.
+
+    None: write the stacks of all threads of this process to standard error, also if none of them ever comes to run the
+    handler of a signal. For the main thread only: ValueError.
+    """
+    signum = getattr(signal, "SIGQUIT", None)
+    if signum is None or get_handler(signum) != signal.SIG_DFL:
+        yield
+    elif tell is not None:
+        with handling(lambda _: tell(), (signum,)):
+            yield
+    else:
+        take_for_stacks(signum, 2)
+        try:
+            yield
+        finally:
+            give_stacks_back(signum)
 
 
 FOR_PROCESSES = {

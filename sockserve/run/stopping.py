@@ -30,6 +30,7 @@ from sockserve.core.serving import serving_of, table_of
 from sockserve.log import counted, log
 from sockserve.net.closing import cut
 from sockserve.run.opening import AnyServer
+from sockserve.run.states import State, States
 
 __all__ = ["Draining", "Stop", "time_limit"]
 
@@ -37,10 +38,17 @@ __all__ = ["Draining", "Stop", "time_limit"]
 class Stop(Observer):
     """Stops servers that one loop hosts. It has to be among their observers."""
 
-    def __init__(self, servers: Sequence[AnyServer], loop: Loop, drains: Callable[[], object] = lambda: None) -> None:
-        """``drains`` is called in the loop's thread once no server accepts any more."""
+    def __init__(
+        self, servers: Sequence[AnyServer], loop: Loop, states: States | None = None, lame_duck: float | None = 0.0
+    ) -> None:
+        """``lame_duck``: for how many seconds SIGTERM asks only later; None: until the next signal."""
         self.servers = servers
-        self._drains = drains
+        self._states = states or States()
+        self.lame_duck = lame_duck
+        self.is_lame = False
+        """Whether it will be asked when that time is over."""
+        self.heard = OneShot()
+        """Set once a signal came, or all have been asked."""
         self.loop = loop
         self.signal: signal.Signals | None = None
         """What asked; None: no signal did."""
@@ -52,8 +60,14 @@ class Stop(Observer):
         self._pid = os.getpid()
 
     def on_signal(self, signum: signal.Signals) -> None:
-        """The first signal asks, any other cuts; one that comes while the first asks cuts after that."""
+        """The first signal asks, any other cuts; one that comes while the first asks cuts after that.
+
+        With a lame duck's time SIGTERM as the first one does not count; it asks later.
+        """
         if os.getpid() != self._pid:
+            return
+        if signum == signal.SIGTERM and self.signal is None and not self.is_lame and self.lame_duck != 0:
+            self._be_lame()
             return
         if self.signal is not None:
             self.is_to_cut = True
@@ -64,6 +78,30 @@ class Stop(Observer):
         self.ask()
         if self.is_to_cut:
             self.cut()
+
+    def _be_lame(self) -> None:
+        self.is_lame = True
+        for server in self.servers:
+            serving_of(server).lifecycle.is_lame = True
+        # Not here: see rule 1.
+        self.loop.call_soon(self._tell_of_lameness)
+        self.loop.wake()
+        self.heard.set()
+
+    def _tell_of_lameness(self) -> None:
+        log.info("on SIGTERM it serves on for %s, as a lame duck", self._lame_time())
+        self._states.change(State.LAME)
+        if self.lame_duck is not None:
+            self.loop.call_later(self.lame_duck, self.lameness_is_over)
+
+    def _lame_time(self) -> str:
+        return "any time" if self.lame_duck is None else f"{self.lame_duck:g} s"
+
+    def lameness_is_over(self) -> None:
+        """What SIGTERM has asked for is due now. From any thread; idempotent."""
+        if self.signal is None:
+            self.signal = signal.SIGTERM
+            self.ask()
 
     def ask(self) -> None:
         """Accept no more, free the ports, end the input of all requests. Safe in a signal handler, idempotent."""
@@ -82,6 +120,7 @@ class Stop(Observer):
         self.loop.wake()
         # Last: from now on another signal may raise.
         self.asked.set()
+        self.heard.set()
 
     def cut(self) -> None:
         """Let the loop cut what is in progress, and end what this thread serves. Safe in a signal handler.
@@ -109,7 +148,7 @@ class Stop(Observer):
             self.ask()
             # The servers leave.
             self.loop.run()
-            self._drains()
+            self._states.change(State.DRAINING)
             active = sum(len(server.active_requests) for server in self.servers)
             cause = f" on {self.signal.name}" if self.signal else ""
             log.info("stopping%s: %s in progress", cause, counted(active, "request"))
@@ -187,8 +226,10 @@ class Draining(Source):
 
 
 @contextlib.contextmanager
-def time_limit(stop: Stop, timeout: float) -> Generator[None]:
+def time_limit(stop: Stop, timeout: float | None) -> Generator[None]:
     """Send the second signal ``timeout`` seconds after the first, because an inline handler keeps timers from running.
+
+    None: not at all. Before that, for the same reason, end a lame duck's time.
 
     For the thread that handles the signals. Has no effect on Windows, which cannot send one to a thread.
     """
@@ -196,7 +237,12 @@ def time_limit(stop: Stop, timeout: float) -> Generator[None]:
     thread = threading.get_ident()
 
     def wait() -> None:
+        stop.heard.wait()
+        if stop.is_lame and not stop.asked.wait(stop.lame_duck):
+            stop.lameness_is_over()
         stop.asked.wait()
+        if timeout is None:
+            return
         if not is_over.wait(timeout) and stop.signal is not None and sys.platform != "win32":
             signal.pthread_kill(thread, stop.signal)
 
@@ -208,4 +254,5 @@ def time_limit(stop: Stop, timeout: float) -> Generator[None]:
     finally:
         is_over.set()
         stop.asked.set()
+        stop.heard.set()
         watch.join()

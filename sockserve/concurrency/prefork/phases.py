@@ -72,6 +72,8 @@ class Run:
         """How all workers shall end, from the next turn on."""
         self.waiting: list[OneShot] = []
         """What is set when no worker is left."""
+        self.is_lame = False
+        """Whether a stop was announced that is to come later."""
         self.until_empty = False
         """Whether the innermost loop was run by ``end()``: it is left when no worker is left, in any phase."""
         self.error: CrashLoopError | None = None

@@ -30,6 +30,7 @@ __all__ = [
     "FAILED",
     "FREE",
     "HANDLED",
+    "LAME",
     "LEAVE",
     "LOOK",
     "PASSES",
@@ -51,10 +52,11 @@ __all__ = [
     "with_jitter",
 ]
 
-RETIRE, LEAVE, DRAIN, CUT, SUSPEND, LOOK, FREE = b"e", b"l", b"d", b"c", b"s", b"k", b"f"
+RETIRE, LEAVE, DRAIN, CUT, SUSPEND, LOOK, FREE, LAME = b"e", b"l", b"d", b"c", b"s", b"k", b"f", b"m"
 """What a worker is told: accept no more and end after the last client; accept no more and end after the last request;
 end the requests' input as well; cut them; pause accepting or go on, as the page says; see whether a client waits that
-another worker was woken for; end what keeps the loop from turning."""
+another worker was woken for; end what keeps the loop from turning; tell handlers that a drain will come,
+and serve as before."""
 
 READY, ENOUGH, STOPPED, ASLEEP, AWAKE, PASSES, CAUSE = (bytes([number]) for number in range(1, 8))
 """What it tells: it serves; it has served its number of requests; it accepts no more; its loop waits for a request and
@@ -83,7 +85,7 @@ _SLEEPS = 0
 """In the place of the last beat: there is none to come, until there is something to do."""
 
 
-_ORDERS = RETIRE + LEAVE + DRAIN + CUT + SUSPEND + LOOK + FREE
+_ORDERS = RETIRE + LEAVE + DRAIN + CUT + SUSPEND + LOOK + FREE + LAME
 _WORDS = READY + ENOUGH + STOPPED + PASSES
 """What is counted on the page, how often it was told: in this order, orders first, after the numbers above."""
 

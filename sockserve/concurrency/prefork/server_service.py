@@ -78,7 +78,7 @@ class ServerService:
             self._quiet(place)
         serving_of(self._server).lifecycle.serving.set()
 
-    def stands(self, phase: Phase, is_rolling: bool) -> None:
+    def stands(self, phase: Phase, is_rolling: bool, is_lame: bool) -> None:
         """Nothing: one server has no states but those of its lifecycle."""
 
 

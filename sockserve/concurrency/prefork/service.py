@@ -50,5 +50,8 @@ class Service(Protocol):
     def serves(self) -> None:
         """A worker is ready."""
 
-    def stands(self, phase: Phase, is_rolling: bool) -> None:
-        """The supervisor has come to this phase, or a rolling restart has begun, was asked for again, or is over."""
+    def stands(self, phase: Phase, is_rolling: bool, is_lame: bool) -> None:
+        """The supervisor has come to this phase, or a rolling restart has begun, was asked for again, or is over.
+
+        ``is_lame``: a stop was announced.
+        """

@@ -27,6 +27,7 @@ from sockserve.concurrency.prefork.places import SETTLED, Places
 from sockserve.concurrency.prefork.protocol import (
     ACTIVE,
     ENOUGH,
+    LAME,
     LEAVE,
     READY,
     STOPPED,
@@ -35,6 +36,7 @@ from sockserve.concurrency.prefork.protocol import (
     with_jitter,
 )
 from sockserve.concurrency.prefork.service import Service, Settings
+from sockserve.concurrency.prefork.stacks import ask_for_stacks
 from sockserve.concurrency.prefork.storms import Storms
 from sockserve.concurrency.prefork.tally import Figures
 from sockserve.concurrency.prefork.worker_handle import Step, WorkerHandle, drain_within, retire_within
@@ -52,9 +54,10 @@ __all__ = ["Supervisor"]
 class Supervisor(Source):
     """Keeps as many workers as there shall be, as a source of the loop that runs it.
 
-    From any thread, and in signal handlers: ``roll()``, ``more()``, ``fewer()``, ``stop()``, ``leave_ports()``,
-    ``active()``, ``is_idle()``. From any thread: ``drain()``. In the thread that runs the supervisor, or while none
-    does: ``run()``, ``end()``. The loop alone calls ``before_wait()``, ``after_turn()``, ``leave()``, ``abandon()``.
+    From any thread, and in signal handlers: ``roll()``, ``more()``, ``fewer()``, ``be_lame()``, ``stop()``,
+    ``tell_stacks()``, ``leave_ports()``, ``active()``, ``is_idle()``. From any thread: ``drain()``. In the thread that
+    runs the supervisor, or while none does: ``run()``, ``end()``. The loop alone calls ``before_wait()``,
+    ``after_turn()``, ``leave()``, ``abandon()``.
     """
 
     def __init__(self, name: object, service: Service, settings: Settings) -> None:
@@ -104,6 +107,14 @@ class Supervisor(Source):
     def stop(self) -> None:
         """Drain the workers and end; asked once more, cut them. Asked twice in one turn is asked once."""
         self._tell(self._stop)
+
+    def be_lame(self, seconds: float | None) -> None:
+        """As ``stop()``, in so many seconds (None: not by itself), or by the next ``stop()``; say so to the workers."""
+        self._tell(lambda: self._be_lame(seconds))
+
+    def tell_stacks(self) -> None:
+        """Log the stacks of all threads of all workers, half a second later."""
+        self._tell(lambda: ask_for_stacks(self._crew))
 
     def drain(self, timeout: float | None, run_ends: OneShot | None) -> tuple[int, int]:
         """Drain the workers, and stay without any until not suspended; say how many requests finished, were cut.
@@ -238,7 +249,7 @@ class Supervisor(Source):
         stands = run.phase, self._places.is_rolling()
         if stands != self._stood:
             self._stood = stands
-            crew.service.stands(*stands)
+            crew.service.stands(*stands, run.is_lame)
         self._hang_detector.before_wait(crew.loop)
         limit = self._ending.before_wait(crew.loop)
         without_pidfd = any(worker.child.pidfd is None for worker in self.workers.values())
@@ -259,6 +270,13 @@ class Supervisor(Source):
         self._places.generation += 1
         self._crew.tally.rolls += 1
         self._stood = None
+
+    def _be_lame(self, seconds: float | None) -> None:
+        self._run.is_lame, self._stood = True, None
+        for worker in self.workers.values():
+            worker.tell(LAME)
+        if seconds is not None:
+            self._crew.loop.call_later(seconds, lambda: None if self._run.is_ending else self._stop())
 
     def _stop(self) -> None:
         self._run.stop(self._crew.settings.drain_timeout)
@@ -329,6 +347,8 @@ class Supervisor(Source):
         self._crew.tally.begun += 1
         self.workers[worker.child.pid] = self._places.starting[worker.place] = worker
         self._crew.watch(worker, self._crew.loop)
+        if self._run.is_lame:
+            worker.tell(LAME)
 
     # what they tell
 

@@ -116,6 +116,11 @@ class Duties(Observer):
                 # Only a pool's parked connections need the accepting loop; every other model may leave now.
                 self.leave()
 
+    def be_lame(self) -> None:
+        """Serve as before; handlers that ask hear that a drain will come."""
+        for server in self.servers:
+            serving_of(server).lifecycle.is_lame = True
+
     def leave(self) -> None:
         """Accept no more. Safe in a signal handler; idempotent, as the others. Told so again: end."""
         if self._leaves:

@@ -21,6 +21,7 @@ from sockserve.concurrency.prefork.protocol import (
     DRAIN,
     FREE,
     HANDLED,
+    LAME,
     LEAVE,
     LOOK,
     RETIRE,
@@ -123,6 +124,7 @@ def _listen(link: Link, duties: Duties) -> None:
         SUSPEND[0]: duties.pause_or_go_on,
         LOOK[0]: duties.look,
         FREE[0]: patience.free,
+        LAME[0]: duties.be_lame,
     }
     while (commands := link.next_orders(patience.longest_wait())) is not None:
         for command in commands:
