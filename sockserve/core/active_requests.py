@@ -270,7 +270,8 @@ class ActiveRequests:
     def forked(self) -> None:
         """In a forked child: keep what the forking thread serves; a cut of others would reach the parent's clients."""
         self.watchers.clear()
-        self._keeping = threading.Lock()
+        if self._keeping.locked():
+            self._keeping = threading.Lock()
         self.by_id = {key: live for key, live in self.by_id.copy().items() if live.is_callers_own()}
 
     def others(self) -> list[LiveRequest]:

@@ -38,6 +38,11 @@ PAUSE = 0.001
 _LOCK_BYTE = 1
 
 
+# Without the enums that listener.family and listener.type make of the numbers.
+_family_of: Any = _socket.socket.family.__get__
+_type_of: Any = _socket.socket.type.__get__
+
+
 class _Mode:
     """The mode of an open file description that loops of this process use."""
 
@@ -125,7 +130,8 @@ def _set_timeout(lent: _Lent, may_block: bool) -> None:
         listener.settimeout(lent.timeout)
     elif isinstance(listener, _socket.socket) and socket.getdefaulttimeout() is None:
         # settimeout(None) would make the description block for a moment. This sets only the time-out of the object.
-        _socket.socket.__init__(listener, int(listener.family), int(listener.type), listener.proto, lent.fd)
+        # perf: not listener.family, 11 pages fewer in each forked child, NOTEBOOK.md#a-child-for-each-request
+        _socket.socket.__init__(listener, _family_of(listener), _type_of(listener), listener.proto, lent.fd)
     else:
         listener.settimeout(None)
         os.set_blocking(lent.fd, False)
@@ -180,7 +186,10 @@ else:
     def _begin_anew() -> None:
         # A forked child uses no listener yet. Those of the parent stay non-blocking until the parent restores them.
         global _guard  # noqa: PLW0603 - another thread may have held it at the fork
-        _guard = threading.RLock()
+        if _guard.acquire(blocking=False):
+            _guard.release()
+        else:
+            _guard = threading.RLock()
         for lent in _lent.values():
             try:
                 if lent.listener.fileno() == lent.fd:

@@ -191,7 +191,10 @@ def _reduce(sock: Any, base: type[Any], protocol: Any) -> Any:
 def _begin_anew() -> None:
     # A forked child closes its own copies: the parent's loop goes on.
     global _guard  # noqa: PLW0603 - another thread may have held it at the fork
-    _guard = threading.RLock()
+    if _guard.acquire(blocking=False):
+        _guard.release()
+    else:
+        _guard = threading.RLock()
     _listeners.clear()
 
 
