@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["Lines", "Seldom", "counted", "log", "printable"]
+__all__ = ["Lines", "Seldom", "counted", "log", "printable", "progress"]
 
 NAME = "sockserve"
 
@@ -148,3 +148,6 @@ def _guarded() -> logging.Logger:
 
 log = _guarded()
 """Its reports reach standard error as long as logging is not configured (``logging.lastResort``)."""
+
+progress = logging.getLogger(f"{NAME}.progress")
+"""What a person at a terminal wants to see, and a log need not keep. Only INFO, and no text of a peer."""

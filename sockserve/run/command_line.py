@@ -13,10 +13,10 @@ import shlex
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from sockserve.errors import AddressError, CrashLoopError, SockserveError, TLSSettingsError
-from sockserve.log import log
+from sockserve.log import log, progress
 from sockserve.net.address import ACCEPTED_FORMS, parse_address
 from sockserve.run.echo import Echo
 from sockserve.run.loading import load_handler
@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_missing_streams()
     options = read_arguments(argv)
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if _is_terminal(sys.stderr):
+        progress.setLevel(logging.INFO)
     try:
         serve(
             options.name or options.handler,
@@ -162,7 +164,17 @@ def _tell(handler: type, servers: tuple[AnyServer, ...]) -> None:
     if handler is Echo:
         commands = [command for server in servers if (command := _client_of(server)) is not None]
         lines += ["Talk to it from another terminal:", *(f"  echo hello | {command}" for command in commands)]
+    if _is_terminal(sys.stdout):
+        lines.append("Ctrl-C stops it and lets requests in progress end; a second Ctrl-C cuts them.")
     _write_if_possible("".join(f"{line}\n" for line in lines))
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        # Closed.
+        return False
 
 
 def _write_if_possible(text: str) -> None:

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -27,12 +28,15 @@ from sockserve.core.one_shot import OneShot
 from sockserve.core.replaced import reach
 from sockserve.core.server import TCPServer, UDPServer
 from sockserve.core.serving import serving_of, table_of
-from sockserve.log import counted, log
+from sockserve.log import counted, log, progress
 from sockserve.net.closing import cut
 from sockserve.run.opening import AnyServer
 from sockserve.run.states import State, States
 
-__all__ = ["Draining", "Stop", "time_limit"]
+__all__ = ["PROGRESS", "Draining", "Stop", "time_limit"]
+
+PROGRESS = 5.0
+"""Seconds after which the log says again what a drain waits for, so that it does not look like a hang."""
 
 
 class Stop(Observer):
@@ -183,8 +187,10 @@ class Draining(Source):
         ]
         for dispatcher in self._dispatchers:
             dispatcher.attach(loop)
+        self._deadline = None if timeout is None else time.monotonic() + timeout
         if timeout is not None:
             loop.call_later(timeout, self._cut)
+        self._say()
         loop.add(self)
 
     def before_wait(self) -> None:
@@ -213,6 +219,18 @@ class Draining(Source):
     def _changed(self, table: ActiveRequests) -> None:
         self._unheard.append(table)
         self._loop.wake()
+
+    def _say(self) -> None:
+        """Log what is waited for, and again after some time, as long as there is anything."""
+        active = sum(len(table_of(server).all()) for server in self._servers)
+        if self._was_cut or not active:
+            return
+        if self._deadline is None:
+            how_long = "without a limit"
+        else:
+            how_long = f"up to {max(0.0, self._deadline - time.monotonic()):.0f} s"
+        progress.info("%s in progress, %s; another signal (Ctrl-C) cuts", counted(active, "request"), how_long)
+        self._loop.call_later(PROGRESS, self._say)
 
     def _cut(self) -> None:
         if not self._was_cut:
