@@ -135,7 +135,7 @@ class Lingering:
             self.abandon()
             return
         try:
-            # perf: no event before it is waited for, 11 pages fewer of a forked child, NOTEBOOK.md#a-child-for-each-request
+            # perf: no event without a wait, 11 pages fewer of a forked child, NOTEBOOK.md#a-child-for-each-request
             while self.sweep(in_haste=in_haste):
                 threading.Event().wait(FINISH_SECONDS)
         finally:
