@@ -76,6 +76,7 @@ if _TYPE_CHECKING:
     from sockserve.core.server import UDPServer as UDPServer
     from sockserve.core.server import UnixDatagramServer as UnixDatagramServer
     from sockserve.core.server import UnixStreamServer as UnixStreamServer
+    from sockserve.core.server_group import ServerGroup as ServerGroup
     from sockserve.greenlets import GreenletMixIn as GreenletMixIn
     from sockserve.greenlets import GreenletTCPServer as GreenletTCPServer
     from sockserve.greenlets import GreenletUDPServer as GreenletUDPServer
@@ -129,6 +130,7 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     "Deadlines",
     # several servers in one loop
     "Loop",
+    "ServerGroup",
     # servers as a program
     "serve",
     # the other end: its TLS, its proxy, its process
@@ -203,6 +205,7 @@ _NAMES = {
     "sockserve.core.loop": "Loop",
     "sockserve.core.packets": "PacketRequestHandler UnixSeqpacketServer",
     "sockserve.core.server": "TCPServer UDPServer UnixDatagramServer UnixStreamServer",
+    "sockserve.core.server_group": "ServerGroup",
     "sockserve.greenlets": (
         "GreenletMixIn GreenletTCPServer GreenletUDPServer GreenletUnixDatagramServer "
         "GreenletUnixSeqpacketServer GreenletUnixStreamServer"

@@ -11,7 +11,7 @@ from support.under_test import LIMIT
 
 import sockserve
 from sockserve.core.active_requests import ActiveRequests
-from sockserve.core.lifecycle import Lifecycle
+from sockserve.core.lifecycle import Lifecycle, wait_until_idle
 from sockserve.core.serving import table_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
@@ -57,7 +57,7 @@ def test_a_wait_that_raises_leaves_nothing() -> None:
 
     lifecycle = Lifecycle()
     with pytest.raises(KeyboardInterrupt):
-        lifecycle.wait_until_idle(table, None, interrupted)
+        wait_until_idle([(lifecycle, table)], None, interrupted)
     assert table.watchers == []
 
 

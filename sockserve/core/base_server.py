@@ -9,17 +9,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias
 
 from sockserve.core.accepting import Acceptor
-from sockserve.core.active_requests import ActiveRequest, LiveRequest
+from sockserve.core.active_requests import ActiveRequest
 from sockserve.core.aftercare import wait_for_request
 from sockserve.core.base_order import refuse_wrong_order
 from sockserve.core.connection_info import ConnectionInfo, info_of
-from sockserve.core.cutting import cut_others, drain_one
 from sockserve.core.deadlines import Deadlines
 from sockserve.core.deferral import Deferral
+from sockserve.core.draining import drain_together, wait_until_all_idle
 from sockserve.core.events import LogObserver, Observer
 from sockserve.core.hook_marks import needs_no_poll
 from sockserve.core.life_in_place import own
-from sockserve.core.lifecycle import CUT_GRACE, Drained, Lifecycle
+from sockserve.core.lifecycle import Drained, Lifecycle
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import begin, serve, takes_record, unprepared
@@ -100,6 +100,9 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
     # Whether a subclass overrides verify_client().
     _serving_verifies_client = False
 
+    # Whether a loop can serve it beside others.
+    _serving_can_share_loop = True
+
     _serving_patience = 0.0
     """Seconds that the end of a request may wait for its peer in the thread where it is ended."""
 
@@ -146,6 +149,9 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
             acceptor.listener_closes()
         else:
             end_sweeping(self)
+
+    def _serving_leave_address(self) -> None:
+        """Take no new client from now on, before ``server_close()`` waits for workers. Idempotent."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {vars(self).get('server_address')!r}>"
@@ -220,7 +226,7 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
 
         After ``suspend()`` this includes a request that was just being accepted.
         """
-        return self._serving_state.lifecycle.wait_until_idle(table_of(self), timeout, self._serving_wait_for_change)
+        return wait_until_all_idle((self,), timeout)
 
     def drain(self, timeout: float | None = None) -> Drained:
         """Accept no more, let the requests in progress end, cut those that have not after ``timeout`` seconds.
@@ -229,24 +235,10 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
         The server stays suspended until ``resume()`` or the next ``serve_forever()``. None waits without limit.
         Returns how many requests finished and how many were cut.
         """
-        timeout = limit_of(timeout, "timeout")
-        lifecycle = self._serving_state.lifecycle
-        # Before the drain is told to any request, or those that end at once would not be counted.
-        waited_for = table_of(self).others()
-        lifecycle.draining = True
-        if not lifecycle.suspended:
-            lifecycle.suspended_by_drain = True
-            self.suspend()
+        return drain_together((self,), timeout)
 
-        def see(live: LiveRequest) -> None:
-            waited_for.append(live)
-            drain_one(self, live)
-
-        late: list[LiveRequest] = []
-        if not lifecycle.wait_until_idle(table_of(self), timeout, self._serving_wait_for_change, see):
-            late = cut_others(self)
-            lifecycle.wait_until_idle(table_of(self), CUT_GRACE, self._serving_wait_for_change)
-        return Drained(finished=len(set(waited_for) - {*late, *table_of(self).all()}), cut=len(late))
+    # Whether a wait in the loop's thread has to let it go on.
+    _serving_waits_in_turns = False
 
     def _serving_wait_for_change(self, change: OneShot, timeout: float | None) -> bool:
         return change.wait(timeout)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sockserve.core.active_requests import ActiveRequests, LiveRequest
@@ -22,7 +22,7 @@ from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.seconds import limit_of
 
-__all__ = ["CUT_GRACE", "CutShort", "Drained", "Lifecycle", "Stay"]
+__all__ = ["CUT_GRACE", "CutShort", "Drained", "Lifecycle", "Stay", "wait_until_idle"]
 
 CUT_GRACE = 1.0
 """Seconds a handler has to notice that its connection was cut, before it is left behind: unwinding takes far less."""
@@ -197,40 +197,43 @@ class Lifecycle:
         acceptor = self.acceptor
         return acceptor is None or acceptor.has_paused()
 
-    def wait_until_idle(
-        self,
-        table: ActiveRequests,
-        timeout: float | None,
-        wait: Callable[[OneShot, float | None], bool],
-        see: Callable[[LiveRequest], object] | None = None,
-    ) -> bool:
-        """Wait until no request is in progress but the caller's own, and, if suspended, none can be under way.
 
-        ``see`` is called once with each request that is waited for; ``wait`` waits so many seconds at most for a change
-        of the table. False: ``timeout`` seconds were not enough.
-        """
-        limit = limit_of(timeout, "timeout")
-        deadline = None if limit is None else time.monotonic() + limit
-        seen: set[LiveRequest] = set()
-        while True:
-            change = table.next_change()
-            try:
-                # In this order, or a request could slip through: what was being taken before a pause is in the table
-                # after it.
-                nothing_comes = not self.suspended or self.has_paused()
-                waited_for = table.others()
-                if see is not None:
-                    for live in waited_for:
-                        if live not in seen:
-                            seen.add(live)
-                            see(live)
-                if nothing_comes and not waited_for:
-                    return True
-                limit = None if deadline is None else max(0.0, deadline - time.monotonic())
-                if any(live.kept is not None for live in waited_for):
-                    # A subclass may close what it keeps, and nothing tells of that.
-                    limit = KEPT_POLL if limit is None else min(limit, KEPT_POLL)
-                if not wait(change, limit) and deadline is not None and time.monotonic() >= deadline:
-                    return False
-            finally:
+def wait_until_idle(
+    watched: Sequence[tuple[Lifecycle, ActiveRequests]],
+    timeout: float | None,
+    wait: Callable[[OneShot, float | None], bool],
+    see: Callable[[LiveRequest], object] | None = None,
+) -> bool:
+    """Wait until no request is in progress but the caller's own, and, where suspended, none can be under way.
+
+    ``see`` is called once with each request that is waited for; ``wait`` waits so many seconds at most for a change of
+    a table. False: ``timeout`` seconds were not enough.
+    """
+    limit = limit_of(timeout, "timeout")
+    deadline = None if limit is None else time.monotonic() + limit
+    seen: set[LiveRequest] = set()
+    while True:
+        change = OneShot()
+        for _, table in watched:
+            table.on_next_change(change.set)
+        try:
+            # In this order, or a request could slip through: what was being taken before a pause is in the table after
+            # it.
+            nothing_comes = all(not lifecycle.suspended or lifecycle.has_paused() for lifecycle, _ in watched)
+            waited_for = [live for _, table in watched for live in table.others()]
+            if see is not None:
+                for live in waited_for:
+                    if live not in seen:
+                        seen.add(live)
+                        see(live)
+            if nothing_comes and not waited_for:
+                return True
+            limit = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if any(live.kept is not None for live in waited_for):
+                # A subclass may close what it keeps, and nothing tells of that.
+                limit = KEPT_POLL if limit is None else min(limit, KEPT_POLL)
+            if not wait(change, limit) and deadline is not None and time.monotonic() >= deadline:
+                return False
+        finally:
+            for _, table in watched:
                 table.forget_change(change)

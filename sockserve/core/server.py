@@ -157,6 +157,9 @@ class TCPServer(BaseServer[StreamT, AddressT]):
         self._serving_free_address()
         finish_lingering(self)
 
+    def _serving_leave_address(self) -> None:
+        self._serving_free_address()
+
     def _serving_free_address(self) -> None:
         lifecycle = self._serving_state.lifecycle
         # First: a loop that begins now may find the socket closed before it is told of the close.
@@ -346,6 +349,9 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
 
     def server_activate(self) -> None:
         """Nothing to do: a datagram socket does not listen."""
+
+    def _serving_leave_address(self) -> None:
+        """Nothing: workers answer on the socket."""
 
     def prepare_request(
         self, request: tuple[bytes, socket.socket], client_address: AddressT

@@ -227,6 +227,9 @@ class ServedInLoop(Served):
                     loop.close()
                     acceptor.finish()
 
+    def _serving_loop_ended(self, *, failed: bool) -> None:
+        """A loop that hosted the server has ended, in this thread; ``failed``: by an exception."""
+
     # Private in name only: programs set it from handlers and signal handlers. Setting it is how the shutdown() of the
     # standard library stops its loop.
 

@@ -185,8 +185,15 @@ class GreenletMixIn(DispatchingMixIn):
         try:
             super().serve_forever(poll_interval)
         except BaseException:
-            self._serving_dispatcher.hub.is_stranded = True
+            self._serving_loop_ended(failed=True)
             raise
+        self._serving_loop_ended(failed=False)
+
+    def _serving_loop_ended(self, *, failed: bool) -> None:
+        """Let the requests in progress end, in this thread; after ``drain_timeout`` seconds they are cut."""
+        if failed:
+            self._serving_dispatcher.hub.is_stranded = True
+            return
         hub = self._serving_dispatcher.hub_here()
         lifecycle = self._serving_state.lifecycle
         if lifecycle.has_served and hub.greenlets:
@@ -201,6 +208,8 @@ class GreenletMixIn(DispatchingMixIn):
     def _serving_end_cut_workers(self) -> bool:
         # A handler that neither reads nor writes has not noticed that its connection was cut.
         return super()._serving_end_cut_workers() or bool(self._serving_dispatcher.kill(CUT_GRACE))
+
+    _serving_waits_in_turns = True
 
     def _serving_wait_for_change(self, change: OneShot, timeout: float | None) -> bool:
         return self._serving_dispatcher.hub.wait(change, timeout)  # type: ignore[no-any-return]

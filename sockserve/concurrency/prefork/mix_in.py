@@ -109,6 +109,8 @@ class PreForkMixIn(Served):
         refuse_wrong_order(cls)
         _refuse_senseless(cls)
 
+    _serving_can_share_loop = False
+
     def setup_worker(self) -> None:
         """Called in each worker before it serves; what it raises ends that worker. Does nothing here."""
 

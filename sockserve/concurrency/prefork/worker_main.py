@@ -30,7 +30,7 @@ from sockserve.concurrency.prefork.protocol import (
 from sockserve.concurrency.prefork.worker_commands import Duties
 from sockserve.concurrency.prefork.worker_link import Link
 from sockserve.core.events import LogObserver, Observer
-from sockserve.core.lifecycle import Lifecycle
+from sockserve.core.lifecycle import Lifecycle, wait_until_idle
 from sockserve.core.one_shot import OneShot
 from sockserve.core.serving import ServedInLoop, begin_anew, finish_lingering, serving_of, table_of
 from sockserve.core.taken_signals import take, when_forked
@@ -77,7 +77,7 @@ def live(
         server.server_close()
     for server in servers:
         # Those in daemon threads too.
-        Lifecycle().wait_until_idle(table_of(server), None, OneShot.wait)
+        wait_until_idle([(Lifecycle(), table_of(server))], None, OneShot.wait)
         finish_lingering(server)
     duties.wait_to_end()
 
