@@ -146,9 +146,30 @@ def test_a_client_that_goes_leaves_nothing() -> None:
             with desk.connect() as client:
                 client.sendall(sent)
                 wait_until(lambda: desk.answerer.clients)
-        wait_until(lambda: not desk.answerer.clients)
+        wait_until(lambda: replies)
         desk.loop.call_soon(lambda: replies[0](b"too late"))
+        wait_until(lambda: not desk.answerer.clients)
         assert desk.answer(b"hello\n") == b"hello\n"
+
+
+def test_a_client_may_end_its_side_first() -> None:
+    """It gets the answer all the same, also one that comes later."""
+    replies: list[Reply] = []
+
+    def later(question: bytes, reply: Reply) -> bool:
+        if question:
+            replies.append(reply)
+        return bool(question)
+
+    with running() as desk, desk.connect() as client:
+        desk.ask = later
+        client.sendall(b"later")
+        client.shutdown(socket.SHUT_WR)
+        wait_until(lambda: replies)
+        desk.loop.call_soon(lambda: replies[0](b"answer"))
+        assert client.recv(100) == b"answer"
+        assert client.recv(100) == b""
+        wait_until(lambda: not desk.answerer.clients)
 
 
 def test_a_long_answer_waits_for_its_client() -> None:

@@ -117,7 +117,7 @@ class _Client:
         self._answerer = answerer
         self._loop = answerer.loop
         self._question = bytearray()
-        self._is_asked = False
+        self._is_asked = self._has_ended = False
         self._answer: memoryview | None = None
         self._timer = self._loop.call_later(TIME, self.close)
 
@@ -134,7 +134,7 @@ class _Client:
 
     def _on_event(self, _events: int) -> None:
         for _ in range(READS):
-            if self._answer:
+            if self._answer or self._has_ended:
                 break
             try:
                 data = self.connection.recv(4096)
@@ -143,8 +143,10 @@ class _Client:
             except OSError:
                 data = b""
             if not data:
-                # It has gone, or it has the answer.
-                self.close()
+                self._has_ended = True
+                # One that has asked may have ended its side alone, and waits for the answer.
+                if not self._is_asked or self._answer is not None:
+                    self.close()
                 return
             if not self._is_asked:
                 self._question += data
@@ -164,7 +166,7 @@ class _Client:
             self._timer.cancel()
 
     def _reply(self, answer: bytes) -> None:
-        if self.connection.fileno() < 0:
+        if self.connection.fileno() < 0 or self._answer is not None:
             return
         self._timer.cancel()
         self._timer = self._loop.call_later(TIME, self.close)
@@ -185,6 +187,8 @@ class _Client:
         # Not closed yet: a close() with input unread would reset the connection, and the answer be lost with it.
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
+        if self._has_ended:
+            self.close()
 
     def close(self) -> None:
         """Forget it."""

@@ -55,6 +55,8 @@ examples:
   sockserve http.server:SimpleHTTPRequestHandler tcp://127.0.0.1:8000
   sockserve --tls-cert server.pem --tls-host b.example=b.pem shop.orders:OrderHandler tls://:8443
   sockserve --proxy-from 10.0.0.0/8 shop.orders:OrderHandler tcp://:9000
+  sockserve --control unix:/run/shop/control shop.orders:OrderHandler tcp://:9000
+  sockserve ctl /run/shop/control status               what that one does; "sockserve ctl --help" tells more
 """
 
 
@@ -64,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises SystemExit: with status 2 for arguments that make no sense, with 0 after ``--help`` and ``--version``.
     """
     _open_missing_streams()
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["ctl"] and hasattr(os, "fork"):
+        return importlib.import_module("sockserve.run.ctl").main(words[1:])  # type: ignore[no-any-return]
     options = read_arguments(argv)
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if _is_terminal(sys.stderr):

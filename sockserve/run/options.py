@@ -145,23 +145,32 @@ class StreamAddress:
 
     def read(self, text: str) -> str:
         """The same text."""
-        return _stream_address(text)
+        address = parse_address(text)
+        if address.scheme in ("tls", "udp") or address.type not in (None, socket.SOCK_STREAM):
+            raise ValueError(f"{text} is not for plain connections: it takes tcp://, unix:, fd: or systemd:")
+        return text
 
     def check(self, name: str, value: Any) -> Any:
         """The same text; None: it does not listen."""
         if value is not None:
             try:
-                _stream_address(value)
+                self.read(value)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         return value
 
 
-def _stream_address(text: str) -> str:
-    address = parse_address(text)
-    if address.scheme in ("tls", "udp") or address.type not in (None, socket.SOCK_STREAM):
-        raise ValueError(f"{text} is not for plain connections: it takes tcp://, unix:, fd: or systemd:")
-    return text
+class UnixAddress(StreamAddress):
+    """The path of a Unix stream socket."""
+
+    metavar = "unix:PATH"
+
+    def read(self, text: str) -> str:
+        """The same text."""
+        address = parse_address(text)
+        if address.scheme != "unix" or str(address.sockaddr).startswith("\0"):
+            raise ValueError(f"{text} is no path of a Unix socket, unix:PATH")
+        return text
 
 
 class Purpose(NamedTuple):
@@ -206,7 +215,7 @@ def _has_a_pool(values: Values) -> bool:
 
 def has_workers(values: Values) -> bool:
     """Whether worker processes serve, with a supervisor, which is what answers questions."""
-    return any(values[name] is not None for name in ("processes", "health", "agent"))
+    return any(values[name] is not None for name in ("processes", "health", "agent", "control"))
 
 
 def _can_fork(_: Values) -> bool:
@@ -303,6 +312,13 @@ OPTIONS = (
         StreamAddress(),
         None,
         "where HAProxy's agent-check is answered, in the same way",
+        (FORK,),
+    ),
+    Option(
+        "control",
+        UnixAddress(),
+        None,
+        "where sockserve ctl tells it what to do, a socket for its own user alone; in the same way",
         (FORK,),
     ),
     # how it ends

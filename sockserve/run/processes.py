@@ -22,6 +22,7 @@ from sockserve.core.serving import serving_of
 from sockserve.errors import AlreadyServingError
 from sockserve.net.listen import listens
 from sockserve.run.answering import Answerer
+from sockserve.run.control import Control
 from sockserve.run.health import Fleet, agent, health
 from sockserve.run.loading import forget_modules, load_handler
 from sockserve.run.opening import AnyServer, address_of, reload_tls
@@ -110,7 +111,8 @@ class _Service:
         ready, self._ready = self._ready, None
         if ready is not None:
             ready()
-        if self._states.present in (State.STARTING, State.LAME) and not self._is_lame:
+        is_suspended = all(serving_of(server).lifecycle.suspended for server in self._servers)
+        if self._states.present in (State.STARTING, State.LAME) and not self._is_lame and not is_suspended:
             self._states.change(State.READY)
 
     def stands(self, phase: Phase, is_rolling: bool, is_lame: bool) -> None:
@@ -170,9 +172,10 @@ def serve_in_processes(program: Program, name: str | None, processes: Processes)
         loop.thread = threading.get_ident()
         stays = [last_first.enter_context(_staying(server, loop)) for server in servers]
         fleet = Fleet.of(program.states, supervisor.figures)
-        asks = {"health": health, "agent": agent}
+        control = Control(supervisor, servers, fleet)
+        asks = {"health": health(fleet), "agent": agent(fleet), "control": control.ask}
         for desk in program.desks:
-            answerer = Answerer(loop, [server.socket for server in desk.servers], asks[desk.name](fleet))
+            answerer = Answerer(loop, [server.socket for server in desk.servers], asks[desk.name])
             last_first.callback(answerer.leave)
         if program.handles_signals:
             last_first.enter_context(handling(_Stopping(supervisor, processes.lame_duck).on_signal))

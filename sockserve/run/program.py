@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from sockserve.core.deferral import Deferral
@@ -14,8 +15,10 @@ from sockserve.run.states import States
 
 __all__ = ["DESKS", "Desk", "Program"]
 
-DESKS = ("health", "agent")
-"""The options that say where questions are answered."""
+DESKS: Mapping[str, Mapping[str, object]] = MappingProxyType(
+    {"health": {}, "agent": {}, "control": {"socket_mode": 0o600}}
+)
+"""The options that say where questions are answered, and what attributes such a server has."""
 
 
 class Desk(NamedTuple):

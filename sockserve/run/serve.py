@@ -52,6 +52,7 @@ def serve(
     # how it is watched
     health: str | None = None,
     agent: str | None = None,
+    control: str | None = None,
     # how it ends
     drain_timeout: float | None = 30.0,
     lame_duck: float = 0.0,
@@ -99,6 +100,8 @@ def serve(
         clients are welcome and a worker serves) and ``/metrics`` for Prometheus. A supervisor answers, whatever the
         workers are busy with: without ``processes`` there is one worker then, with "fork" too.
     agent: an address where HAProxy's agent-check is answered, in the same way: "up ready", "drain" or "down".
+    control: ``unix:/path`` of a socket at which ``sockserve ctl`` asks and tells what to do, in the same way. It has
+        the permissions 0600, and only this process's user and root are heard.
     lame_duck: seconds between SIGTERM and the end of accepting, for load balancers to hear of it. Until then all is
         served as before, but ``server.draining`` is true, ``/ready`` is 503, and HTTP connections are kept no longer.
         A second SIGTERM, and SIGINT at any time, ends that at once. inf: until then.
@@ -217,7 +220,7 @@ def _open_desks(values: dict[str, Any], signals: Deferral, undo: contextlib.Exit
     desks: list[Desk] = []
     for name in DESKS:
         if values[name] is not None:
-            servers = open_servers(StreamRequestHandler, with_inherited([values[name]]), "inline", {}, signals)
+            servers = open_servers(StreamRequestHandler, with_inherited([values[name]]), "inline", DESKS[name], signals)
             for server in servers:
                 undo.callback(server.server_close)
                 log.info("%s: listening on %s", name, address_of(server))

@@ -112,9 +112,15 @@ class Supervisor(Source):
         """As ``stop()``, in so many seconds (None: not by itself), or by the next ``stop()``; say so to the workers."""
         self._tell(lambda: self._be_lame(seconds))
 
-    def tell_stacks(self) -> None:
-        """Log the stacks of all threads of all workers, half a second later."""
-        self._tell(lambda: ask_for_stacks(self._crew))
+    def tell_stacks(self, tell: Callable[[str], object] | None = None) -> None:
+        """Tell the stacks of all threads of all workers, half a second later, in the loop; None: log them."""
+        self._tell(lambda: ask_for_stacks(self._crew, tell))
+
+    def empty(self, then: Callable[[], object]) -> None:
+        """Drain the workers, stay without any until not suspended, and call back in the loop when the last has gone."""
+        is_empty = OneShot()
+        is_empty.then(then)
+        self._tell(lambda: self._drain(drain_within(self._crew.settings.drain_timeout), is_empty))
 
     def drain(self, timeout: float | None, run_ends: OneShot | None) -> tuple[int, int]:
         """Drain the workers, and stay without any until not suspended; say how many requests finished, were cut.
