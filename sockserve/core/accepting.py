@@ -290,7 +290,12 @@ class Acceptor(Source, Stay):
             else:
                 request, client_address = server.get_request()
         except BaseException as error:
-            return not_taken(server, self, error, remembers)
+            if remembers or not isinstance(error, BlockingIOError):
+                return not_taken(server, self, error, remembers)
+            # As not_taken() does: the end of each batch of datagrams.
+            if self.back_off.delay:
+                self.recovered()
+            return False
         if remembers:
             forget_taken()
         if self.back_off.delay:

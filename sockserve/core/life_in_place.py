@@ -30,6 +30,10 @@ _OWN: set[object] = set()
 """Hooks that do what ``take_again()`` does in place."""
 
 
+_UNWRAPPED = (socket.socket, tuple)
+"""Connections and datagrams of which ``prepare_request()`` has nothing to change."""
+
+
 def own(hook: Hook) -> Hook:
     """Mark a hook of our own that ``take_again()`` need not call: it does the same in place.
 
@@ -69,7 +73,7 @@ def take_again(server: AnyServer, live: LiveRequest, request: Request, client_ad
             refuse(server, live)
             return False
         live.state = "prepare"
-        is_own = type(request) is socket.socket and getattr(server.prepare_request, "__func__", None) in _OWN
+        is_own = type(request) in _UNWRAPPED and getattr(server.prepare_request, "__func__", None) in _OWN
         # For each anew: TLS may have been switched on since the last.
         # perf: not at once by _serving_prepares, 800 instructions fewer on 3.11, NOTEBOOK.md#one-try-for-each-request
         if not (

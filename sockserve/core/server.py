@@ -353,6 +353,7 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
     def _serving_leave_address(self) -> None:
         """Nothing: workers answer on the socket."""
 
+    @own
     def prepare_request(
         self, request: tuple[bytes, socket.socket], client_address: AddressT
     ) -> tuple[tuple[bytes, socket.socket], AddressT]:
