@@ -163,6 +163,12 @@ def test_o4_a_watchdog_is_for_one_process(
         assert notifier.watchdog == watchdog
 
 
+def listens(path: str) -> bool:
+    """Whether a server accepts at a path."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0
+
+
 def test_the_command_serves_what_systemd_has_bound(tmp_path: pathlib.Path) -> None:
     """With systemd's own tool, by the name of the socket."""
     tool = shutil.which("systemd-socket-activate")
@@ -176,7 +182,8 @@ def test_the_command_serves_what_systemd_has_bound(tmp_path: pathlib.Path) -> No
         stderr=subprocess.DEVNULL,
     ) as process:
         try:
-            wait_until(lambda: pathlib.Path(path).exists())
+            # The path is there a moment before the tool listens.
+            wait_until(lambda: listens(path))
             assert testing.ask(f"unix:{path}", b"hello") == b"hello"
             process.terminate()
             assert process.wait(LIMIT) == 0
