@@ -10,6 +10,7 @@ import logging
 import os
 import pathlib
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -34,8 +35,16 @@ SEARCHED = (
     *("metrics", "prometheus", "access", "log", "haproxy", "nginx", "tls", "certificate", "graceful", "shutdown"),
     *("systemd", "slowloris", "drain", "reload", "restart", "timeout", "ipv6", "docker", "kubernetes", "backlog"),
     *("keepalive", "backpressure", "zombie", "benchmark", "asyncio", "gevent", "twisted", "gunicorn", "greenlet"),
+    *("slow", "rate", "limit", "multicast", "mtls", "starttls", "sni", "deadline", "health", "readiness", "watchdog"),
 )
 """What users type."""
+
+LOOKED_UP = (
+    *("metrics", "Prometheus", "access log", "JSON", "HAProxy", "nginx", "TLS", "certificate", "mTLS", "graceful"),
+    *("systemd", "socket activation", "slowloris", "rate limit", "timeout", "IPv6", "multicast", "UDP", "Unix socket"),
+    *("health check", "Kubernetes", "Docker", "rolling restart", "reload", "keep-alive", "PROXY protocol", "drain"),
+)
+"""What users look for in the list of how-tos."""
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +142,27 @@ def test_the_search_finds_what_users_type(built: pathlib.Path) -> None:
     index = (built / "searchindex.js").read_text("utf-8")
     found = json.loads(index.removeprefix("Search.setIndex(").removesuffix(")"))
     assert not [word for word in SEARCHED if stem(word) not in found["terms"] | found["titleterms"]]
+
+
+def test_the_list_of_how_tos_has_the_words_that_users_look_for() -> None:
+    """In the first column of its table, each in a row that leads to a page; and each how-to can be reached."""
+    text = (ROOT / "docs/how-to/index.md").read_text("utf-8")
+    rows = re.findall(r"^\| (.+) \| (.*\]\(.+\).*) \|$", text, re.MULTILINE)
+    words = " ".join(found for found, _ in rows).casefold()
+    assert not [word for word in LOOKED_UP if word.casefold() not in words]
+    pages = {path.stem for path in (ROOT / "docs/how-to").glob("*.md")} - {"index"}
+    assert not pages - set(text.split())
+
+
+def test_the_readme_and_the_first_page_tell_of_the_same() -> None:
+    """The tables of what there is, and of where users come from, are the same but for the place of their links."""
+    sections = ("What a service finds here", "Where you come from")
+    readme, first = (
+        [
+            (ROOT / name).read_text("utf-8").partition(f"\n## {section}\n\n")[2].partition("\n\n")[0]
+            for section in sections
+        ]
+        for name in ("README.md", "docs/index.md")
+    )
+    assert all(readme)
+    assert [table.replace("](docs/", "](") for table in readme] == first
