@@ -23,7 +23,7 @@ RESULTS ?= benchmarks/results/results.json
 ADDRESS ?= tcp://127.0.0.1:8000
 # program:Debian package; what the tests start as a user would
 PROGRAMS ?= chromium:chromium curl:curl dig:bind9-dnsutils haproxy:haproxy ip:iproute2 logger:bsdutils nc:netcat-openbsd \
-	nginx:libnginx-mod-stream openssl:openssl redis-benchmark:redis-tools redis-cli:redis-tools
+	nginx:libnginx-mod-stream openssl:openssl redis-benchmark:redis-tools redis-cli:redis-tools systemd-socket-activate:systemd
 # gcc alone comes without the headers of the C library.
 BENCH_PROGRAMS := ab:apache2-utils cc:build-essential dnsperf:dnsperf redis-benchmark:redis-tools wrk:wrk
 
