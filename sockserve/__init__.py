@@ -69,6 +69,7 @@ if _TYPE_CHECKING:
     from sockserve.core.handlers import BaseRequestHandler as BaseRequestHandler
     from sockserve.core.handlers import StreamRequestHandler as StreamRequestHandler
     from sockserve.core.lifecycle import Drained as Drained
+    from sockserve.core.limits import Limits as Limits
     from sockserve.core.loop import Loop as Loop
     from sockserve.core.packets import PacketRequestHandler as PacketRequestHandler
     from sockserve.core.packets import UnixSeqpacketServer as UnixSeqpacketServer
@@ -126,8 +127,9 @@ __all__ = [  # noqa: RUF022 - grouped, as the reader looks for them
     "StreamRequestHandler",
     "DatagramRequestHandler",
     "HTTPKeepAliveMixIn",
-    # how slow a client may be
+    # how slow a client may be, and how much it may take
     "Deadlines",
+    "Limits",
     # several servers in one loop
     "Loop",
     "ServerGroup",
@@ -202,6 +204,7 @@ _NAMES = {
     "sockserve.core.handlers": "BaseRequestHandler StreamRequestHandler",
     "sockserve.http_keep_alive": "HTTPKeepAliveMixIn",
     "sockserve.core.lifecycle": "Drained",
+    "sockserve.core.limits": "Limits",
     "sockserve.core.loop": "Loop",
     "sockserve.core.packets": "PacketRequestHandler UnixSeqpacketServer",
     "sockserve.core.server": "TCPServer UDPServer UnixDatagramServer UnixStreamServer",

@@ -43,6 +43,7 @@ from sockserve.core.sweeping import sweep_in_child
 from sockserve.core.taken_signals import is_taken, raw_signal, take, take_wakeup
 from sockserve.log import log
 from sockserve.net.closing import end_input
+from sockserve.net.lingering import Farewells
 from sockserve.seconds import LONGEST_WAIT
 
 __all__ = ["ForkDispatcher", "ForkingMixIn"]
@@ -282,6 +283,8 @@ class ForkingMixIn(DispatchingMixIn):
         sweep_in_child(self)
         lingering = self._serving_state.lingering
         lingering.abandon()
+        if (farewells := self._serving_state.find(Farewells)) is not None:
+            farewells.abandon()
         # The parent's observers hear it in the parent; here a lock of theirs may be held by a thread that is not here.
         live.events = UNHEARD
         # One of the program's would hear in the parent what this child is told.

@@ -1,8 +1,8 @@
 """One server's stay in a loop: when its listener is watched, how it accepts, what an error of accept() does.
 
 Theory of operation. ``serve_forever()`` and ``attach()`` make an Acceptor, which is a source of the loop until it
-leaves. Before each wait it watches the listener, or does not, with a reason: "suspended", "back off", "full". When the
-listener is ready it takes up to ``BATCH`` requests, each by ``_handle_request_noblock()``, whose work is
+leaves. Before each wait it watches the listener, or does not, with a reason: "suspended", "back off", "full", "limit".
+When the listener is ready it takes up to ``BATCH`` requests, each by ``_handle_request_noblock()``, whose work is
 ``take_one()``. How a request is taken is the intake's, how long a pause lasts is the back-off's, what becomes of the
 request is ``request_life``'s. ``stop_requested``, ``listener_closed`` and ``listener_lost`` are set by other threads
 and looked at before each wait and each request.
@@ -34,6 +34,8 @@ from sockserve.core.hook_marks import has_no_ticks, never_waits
 from sockserve.core.intake import BY_INTAKE, Intake, is_unix
 from sockserve.core.life_in_place import serves_at_once, take_again
 from sockserve.core.lifecycle import Stay
+from sockserve.core.limit_pause import limit_pause_of
+from sockserve.core.limits import limits_of
 from sockserve.core.loop import Loop, Source
 from sockserve.core.one_shot import OneShot
 from sockserve.core.preparation_settings import check_settings
@@ -100,6 +102,8 @@ class Acceptor(Source, Stay):
         self.events = events_of(server)
         self.table = self._state.table
         self.back_off = BackOff(server, loop, self.table)
+        self.table.limits = limits_of(server)
+        self._limit_pause = limit_pause_of(server, loop)
         check_times(server)
         check_settings(server)
         if not self.lifecycle.begin(self):
@@ -164,6 +168,9 @@ class Acceptor(Source, Stay):
                 reason = "back off"
             elif self._dispatcher is not None and self._dispatcher.full():
                 reason = "full"
+            elif self._limit_pause is not None and self.is_at_limit():
+                reason = "limit"
+                self._limit_pause.wait_for_room(is_first=self._paused_for != reason)
             if self._dispatcher is not None:
                 # Also while suspended: children may end meanwhile.
                 must_poll = self._dispatcher.must_poll()
@@ -195,6 +202,10 @@ class Acceptor(Source, Stay):
             if not self.stop_requested:  # again: a signal handler may have stopped it properly since
                 log.warning("%s: server_close() came before shutdown(); the loop ends", self.server)
             self.leave()
+
+    def is_at_limit(self) -> bool:
+        """Whether ``limits`` let nothing be accepted now."""
+        return self._limit_pause is not None and self._limit_pause.must_wait()
 
     def look_again(self) -> None:
         """Watch the listener anew in the next turn. From any thread.
@@ -249,6 +260,7 @@ class Acceptor(Source, Stay):
         take = self.server._handle_request_noblock  # noqa: SLF001 - stdlib's name for one request
         lifecycle = self.lifecycle
         dispatcher = self._dispatcher
+        limit_pause = self._limit_pause
         count_waiting = self.intake.count_waiting
         waiting = 1
         if dispatcher is None:
@@ -257,6 +269,8 @@ class Acceptor(Source, Stay):
             if self.stop_requested or self.listener_lost or lifecycle.suspended:
                 return
             if dispatcher is not None and dispatcher.full():
+                return
+            if limit_pause is not None and self.is_at_limit():
                 return
             # An override may return None after one request, as the standard library's does.
             has_taken = take()

@@ -43,6 +43,24 @@ class ActiveRequest(NamedTuple):
 ActiveRequest.__module__ = "sockserve"
 
 
+class Budget(Protocol):
+    """What is asked before a request is verified, and told when it has ended. From any thread."""
+
+    def admit(self, live: LiveRequest, *, is_proxied: bool) -> bool:
+        """Count it; false: it is to be refused."""
+        ...
+
+    def readmit(self, live: LiveRequest) -> bool:
+        """Count it for the client that a proxy has named; false: it is to be refused."""
+        ...
+
+    def release(self, live: LiveRequest) -> None:
+        """Give back what was counted. No effect on one that was not."""
+
+    farewell: bytes | None
+    """What a connection gets that is refused."""
+
+
 class ServingProcess(Protocol):
     """Another process that serves a request."""
 
@@ -124,6 +142,9 @@ class LiveRequest:
     connection_info: Any = None
     """What they have found out; None: what the socket itself tells."""
 
+    admission: Any = None
+    """What ``limits`` have counted it for."""
+
     end_told: bool
     """Whether its client may see the end of the connection from now on, though the server has yet to close it."""
 
@@ -183,6 +204,8 @@ class ActiveRequests:
         self.watchers: list[Callable[[], None]] = []
         self.parking: ParkingPlace | None = None
         """Where those that come in now may be parked."""
+        self.limits: Budget | None = None
+        """What is asked for room, and told of each end."""
         # Guards the change between "verify" or "dispatch", "kept" and being served; no verb of a server takes it.
         self._keeping = threading.Lock()
         tell_when_forked(self)
@@ -250,6 +273,8 @@ class ActiveRequests:
     def discard(self, live: LiveRequest) -> None:
         """Strike a request out. No effect on one that is not in the table."""
         self.by_id.pop(live.key, None)
+        if self.limits is not None:
+            self.limits.release(live)
         if self.watchers:
             self.tell_watchers()
 

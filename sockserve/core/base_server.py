@@ -20,6 +20,7 @@ from sockserve.core.events import LogObserver, Observer
 from sockserve.core.hook_marks import needs_no_poll
 from sockserve.core.life_in_place import own
 from sockserve.core.lifecycle import Drained, Lifecycle
+from sockserve.core.limits import Limits
 from sockserve.core.loop import Loop
 from sockserve.core.one_shot import OneShot
 from sockserve.core.request_life import begin, serve, takes_record, unprepared
@@ -77,7 +78,8 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
     of the loop, ``handle_timeout()`` when ``handle_request()`` saw no request within ``timeout``,
     ``drain_request(request)`` when a drain begins.
 
-    Class attributes that may be overridden: ``timeout``, ``observers``, ``drain_timeout``, ``deadlines``.
+    Class attributes that may be overridden: ``timeout``, ``observers``, ``drain_timeout``, ``deadlines``,
+    ``limits``.
     """
 
     __module__ = "sockserve"
@@ -91,6 +93,10 @@ class BaseServer(ServedInLoop, Generic[RequestT, AddressT]):
     deadlines: Deadlines | None = None
     """How slow the peer of a connection may be before it is cut; None: as slow as it likes. Read when the server begins
     to serve, and at each look at the requests in progress. A handler's own ``deadlines`` take their place."""
+
+    limits: Limits | None = None
+    """How much is taken on at once, in a second, and from one source; None: as much as comes. Asked just before
+    ``verify_request()``. Read when the server begins to serve."""
 
     observers: tuple[Observer, ...] = (LogObserver(),)
     """The objects that hear what happens to requests."""

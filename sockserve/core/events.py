@@ -36,7 +36,7 @@ class Observer:
     __module__ = "sockserve"
 
     def on_wait(self, server: AnyServer, reason: str | None) -> None:
-        """Accepting pauses because of ``reason`` ("full", "back off", "suspended"), or goes on (None)."""
+        """Accepting pauses because of ``reason`` ("full", "back off", "suspended", "limit"), or goes on (None)."""
 
     def on_accept(self, server: AnyServer, request: LiveRequest) -> None:
         """A request was accepted."""

@@ -19,6 +19,7 @@ from sockserve.core.events import Events
 from sockserve.core.replaced import successor
 from sockserve.core.request_life import end_failed, fail, finish_unprepared, give_up, refuse, serve, step_of
 from sockserve.core.servable import Address, AnyServer, Request, Servable
+from sockserve.core.serving import table_of
 from sockserve.errors import PeerError
 from sockserve.net.closing import half_close
 
@@ -47,7 +48,8 @@ def own(hook: Hook) -> Hook:
 
 def serves_at_once(server: Servable, events: Events) -> bool:
     """Whether for this server ``take_again()`` is as good as ``take()``: no hook nor observer could tell."""
-    return not events.hear_all and step_of(server.process_request) is serve
+    is_plain = not events.hear_all and step_of(server.process_request) is serve
+    return is_plain and table_of(server).limits is None
 
 
 def take_again(server: AnyServer, live: LiveRequest, request: Request, client_address: Address) -> bool:

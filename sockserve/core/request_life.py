@@ -19,7 +19,9 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
 from sockserve.core.active_requests import LiveRequest
+from sockserve.core.aftercare import part_from
 from sockserve.core.events import Events
+from sockserve.core.preparation_settings import is_proxied
 from sockserve.core.preparing import prepare
 from sockserve.core.request_states import RequestState
 from sockserve.core.servable import Address, Preparing, Request, Servable
@@ -108,6 +110,10 @@ def _verify_and_process(server: Servable, live: LiveRequest) -> None:
     if events.accept:
         Events.emit(events.accept, server, live)
     live.state = "verify"
+    limits = live.table.limits
+    if limits is not None and not limits.admit(live, is_proxied=_comes_by_proxy(server, live)):
+        _turn_away(server, live, limits.farewell)
+        return
     accepted = server.verify_request(live.request, live.client_address)
     if events.verify:
         Events.emit(events.verify, server, live, bool(accepted))
@@ -115,6 +121,33 @@ def _verify_and_process(server: Servable, live: LiveRequest) -> None:
         call(server.process_request, server, live)
     else:
         refuse(server, live)
+
+
+def _comes_by_proxy(server: Any, live: LiveRequest) -> bool:
+    """Whether its address is a proxy's, and the client's is still to come."""
+    if not getattr(server, "proxy_from", ()):
+        return False
+    try:
+        return is_proxied(server, live.client_address)
+    except RefusedError:
+        # PREPARE will say so.
+        return False
+
+
+def _turn_away(server: Any, live: LiveRequest, farewell: bytes | None) -> None:
+    """Close a request that ``limits`` refuse: no hook is asked, and of those of its end ``close_request()`` alone.
+
+    Raises what ``handle_error()`` raises.
+    """
+    live.outcome = "refused"
+    live.state = "shutdown"
+    try:
+        part_from(server, live.request, farewell)
+        server.close_request(live.request)
+    except Exception as error:
+        end_failed(server, live, error)
+    finally:
+        forget(server, live)
 
 
 def begin(server: Servable, request: Request, client_address: Address) -> LiveRequest:
@@ -150,6 +183,10 @@ def serve(server: Preparing, live: LiveRequest) -> None:
             return
         if request is not live.request:
             live.table.replace(live, request)
+        limits = live.table.limits if prepares else None
+        if limits is not None and not limits.readmit(live):
+            _turn_away(server, live, None)
+            return
         if prepares and not server.verify_client(request, live.client_address):
             refuse(server, live)
             return

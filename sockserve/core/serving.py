@@ -23,7 +23,7 @@ from sockserve.core.lifecycle import Lifecycle
 from sockserve.core.loop import Loop
 from sockserve.core.servable import Address, AnyServer, Request
 from sockserve.net.accept_errors import Verdict
-from sockserve.net.lingering import Lingering
+from sockserve.net.lingering import Farewells, Lingering
 from sockserve.net.unix_path import BoundPath
 
 __all__ = [
@@ -293,4 +293,7 @@ def events_of(server: object) -> Events:
 
 def finish_lingering(server: object) -> None:
     """Wait until each answer of a connection that lingers has arrived: ``LINGER_SECONDS`` at most."""
-    serving_of(server).lingering.finish(in_haste=True)
+    state = serving_of(server)
+    state.lingering.finish(in_haste=True)
+    if (farewells := state.find(Farewells)) is not None:
+        farewells.finish(in_haste=True)

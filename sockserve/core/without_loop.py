@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sockserve.core.accept_failures import not_taken
 from sockserve.core.active_requests import LiveRequest
+from sockserve.core.limits import limits_of
 from sockserve.core.request_life import take
 from sockserve.core.servable import AnyServer
 from sockserve.core.serving import events_of, table_of
@@ -19,6 +20,7 @@ def take_without_loop(server: AnyServer) -> bool:
     Raises ListenerLostError, what ``handle_error()`` raises, and what is no Exception.
     """
     begin_sweeping(server, None)
+    table_of(server).limits = limits_of(server)
     forget_taken()
     try:
         request, client_address = server.get_request()

@@ -17,7 +17,7 @@ if sys.platform != "win32":
     import fcntl
     import termios
 
-__all__ = ["LINGER_BYTES", "LINGER_SECONDS", "MOST", "SWEEP_SECONDS", "Lingering"]
+__all__ = ["LINGER_BYTES", "LINGER_SECONDS", "MOST", "SWEEP_SECONDS", "Farewells", "Lingering"]
 
 LINGER_SECONDS = 2.0
 """Seconds that a connection is kept at most: gunicorn's and nginx's lingering close wait 2 to 5."""
@@ -40,9 +40,11 @@ _DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 class _Kept:
     """A connection whose sending half is shut down."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, seconds: float = LINGER_SECONDS, *, holds: bool = False) -> None:
         self.sock = sock
-        self.deadline = time.monotonic() + LINGER_SECONDS
+        self.deadline = time.monotonic() + seconds
+        self.holds = holds
+        """Whether the peer gets all that time, unless it ends the connection."""
         self.room = LINGER_BYTES
         self.has_taken = False
 
@@ -64,7 +66,7 @@ class _Kept:
             # The connection is reset: the answer is lost or has arrived.
             return True
         # A peer that still sends would get a reset: it has time to see end-of-file and to stop.
-        waits_for_peer = self.has_taken and self.room > 0 and not in_haste
+        waits_for_peer = (self.has_taken or self.holds) and self.room > 0 and not in_haste
         return not waits_for_peer and _is_acknowledged(self.sock)
 
 
@@ -82,6 +84,10 @@ def _is_acknowledged(sock: socket.socket) -> bool:
 
 class Lingering:
     """The connections of one server that linger. Any thread may call any method."""
+
+    most = MOST
+    _seconds = LINGER_SECONDS
+    _holds = False
 
     def __init__(self) -> None:
         # append() and popleft() are atomic: the thread that took a connection out is the only one that has it.
@@ -109,8 +115,8 @@ class Lingering:
         if sock.gettimeout() is not None or not _DONT_WAIT:
             # socket.setdefaulttimeout() gave it a time-out, with which recv() would wait.
             sock.setblocking(False)
-        self._kept.append(_Kept(sock))
-        while len(self._kept) > MOST:
+        self._kept.append(_Kept(sock, self._seconds, holds=self._holds))
+        while len(self._kept) > self.most:
             self._close_next()
         return True
 
@@ -152,3 +158,11 @@ class Lingering:
             self._kept.popleft().sock.close()
         except IndexError:
             pass
+
+
+class Farewells(Lingering):
+    """The same of connections that were refused with a few words: a client that talks first is to get to read them."""
+
+    most = 64
+    _seconds = 1.0
+    _holds = True

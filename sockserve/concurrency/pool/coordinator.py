@@ -179,7 +179,7 @@ class Coordinator(Acceptor):
         return False
 
     def _is_forbidden(self) -> bool:
-        return self.stop_requested or self.listener_lost or self.lifecycle.suspended
+        return self.stop_requested or self.listener_lost or self.lifecycle.suspended or self.is_at_limit()
 
     def recovered(self) -> None:
         """A descriptor was to be had: whatever made accept fail is over."""
