@@ -35,7 +35,7 @@ html_static_path = ["pictures/tables.css"]
 html_css_files = ["tables.css"]
 
 _HOUSE = pathlib.Path(sockserve.__file__).parent
-_ARGUMENTS = re.compile(r"([a-z_]+(?:, [a-z_]+)*): ")
+_ARGUMENTS = re.compile(r"([a-z_\d]+(?:, [a-z_\d]+)*): ")
 
 
 def _let_comments_be_found() -> None:
@@ -54,9 +54,9 @@ def _let_comments_be_found() -> None:
 
 
 def _mark_arguments(*event: Any) -> None:
-    """Make ``name: what it is`` at the beginning of a function's line the description of that argument, or those."""
+    """Make ``name: what it is`` at the beginning of a line the description of an argument, or of those."""
     _, what, *_, lines = event
-    if what == "function":
+    if what in ("function", "class"):
         # A field's name may have a type before it, and so no blank within.
         lines[:] = [
             _ARGUMENTS.sub(lambda names: f":param {names[1].replace(', ', '/')}: ", line, count=1)

@@ -8,6 +8,7 @@ to print what the page shows, where ``...`` stands for any text.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pathlib
 import re
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import pytest
+from support.log_watch import ExpectLog
 from support.under_test import LIMIT
 
 import sockserve
@@ -29,6 +31,9 @@ ROOT = pathlib.Path(sockserve.__file__).parent.parent
 FENCE = re.compile(r"^```(?:\{code-block\} )?(\w+)\n(?::caption: (\S+)\n\n)?(.*?)^```$", re.DOTALL | re.MULTILINE)
 SHOWN_ONLY = {"ini", "text"}
 """Languages of blocks that are not for Python and not for a shell."""
+
+WARNINGS = {"hostile-clients": "refused 1 by Limits"}
+"""What the log says beside some pages, which show just that."""
 
 
 class Block(NamedTuple):
@@ -60,8 +65,10 @@ def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[pathlib.Path]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.stem}")
-def test_the_code_of_a_page_runs(page: pathlib.Path, directory: pathlib.Path) -> None:
+def test_the_code_of_a_page_runs(page: pathlib.Path, directory: pathlib.Path, expect_log: ExpectLog) -> None:
     """Its files, its program and its commands do what the page says."""
+    if page.stem in WARNINGS:
+        expect_log(logging.WARNING, WARNINGS[page.stem])
     for other in page.parent.glob("*.md"):
         # A tutorial's later steps build on its earlier ones.
         for block in _blocks(other):
