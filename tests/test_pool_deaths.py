@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import Any
 
@@ -12,6 +13,8 @@ from support.under_test import LIMIT
 
 import sockserve
 from sockserve.concurrency.pool.workers import PoolThread
+from sockserve.concurrency.threads import WorkerThreads
+from sockserve.core.loop import Loop
 from sockserve.pytest_plugin import Running
 from sockserve.testing import ask
 
@@ -75,7 +78,7 @@ def test_a_pool_that_gets_no_more_threads_serves_with_those_it_has(
     makes = threading.Thread
 
     def make_thread(self: Any, target: Any) -> threading.Thread:
-        if len(self._serving_pool.workers) > 1:
+        if self._serving_pool.workers:
             raise error
         return makes(target=target)
 
@@ -100,3 +103,53 @@ def test_a_pool_without_a_first_thread_does_not_begin(running: Running) -> None:
     refused.clear()
     running(server)
     assert ask(server, b"hello", timeout=LIMIT) == b"hello"
+
+
+class StartedAndInterrupted(threading.Thread):
+    """Runs, though its ``start()`` raises what a signal handler raised."""
+
+    def start(self) -> None:
+        """Start it."""
+        super().start()
+        raise KeyboardInterrupt
+
+
+def test_a_worker_whose_start_was_interrupted_ends_by_itself() -> None:
+    """It runs: it alone strikes itself out, and the poller stays open for it."""
+    with Loop() as loop, pool(Echo, make_thread=lambda _, target: StartedAndInterrupted(target=target)) as server:
+        with pytest.raises(KeyboardInterrupt):
+            server.attach(loop)
+        assert server._serving_threads.join(LIMIT)
+        assert not server._serving_pool.workers
+        assert not server._serving_pool.idle
+
+
+def test_an_interrupt_before_a_worker_starts_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The descriptors of the poller are closed: no thread uses it."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Loop() as loop, pool(Echo) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(WorkerThreads, "append", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                server.attach(loop)
+        assert not server._serving_pool.workers
+
+
+def test_a_fork_while_a_thread_is_made_is_heard_by_the_pool(running: Running) -> None:
+    """The child lets go of all that it shares with its parent, whatever the coordinator was about."""
+    statuses: list[int] = []
+
+    def make_thread(server: Any, target: Any) -> threading.Thread:
+        if server._serving_pool is not None:
+            pid = os.fork()
+            if not pid:
+                os._exit(int(server._serving_state.table.parking is not None))
+            statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        return threading.Thread(target=target)
+
+    server = running(pool(Echo, make_thread=make_thread, min_workers=2, max_workers=2))
+    assert ask(server, b"served") == b"served"
+    assert statuses == [0, 0]

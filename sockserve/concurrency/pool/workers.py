@@ -76,9 +76,9 @@ class Pool:
         self.ready: collections.deque[tuple[tuple[int, int], float]] = collections.deque()
         """Events that a worker was told of beside the one it acts on, each with the time at which its wait began."""
         self.workers: dict[int, PoolThread] = {}
-        # Guards the number of workers, and the users of the poller, of which the last closes it.
+        # Guards the number of workers, and the users of the poller, of which the last closes it. None: the coordinator.
         self._counting = threading.Lock()
-        self._users = 1
+        self._users: set[PoolThread | None] = {None}
         self._helpers: dict[Callable[[], object], threading.Thread] = {}
         self.is_lost = False
         """Whether its threads are in the parent of this process."""
@@ -127,28 +127,32 @@ class Pool:
     def start_worker(self) -> None:
         """Start one more. Raises RuntimeError if the system has no thread to give."""
         worker = PoolThread(self)
+        # The program's own code; another thread may fork meanwhile, and forked() looks at the thread of each worker.
+        worker.thread = self.settings.make_thread(worker.run)
         self.workers[id(worker)] = worker
         # Counted from now on, or the next to look would start another.
         self.idle.append(None)
         try:
-            self._start(worker, worker.run)
+            self._start(worker)
         except BaseException:
-            self.idle.pop()
-            self.workers.pop(id(worker), None)
+            if not _runs(worker.thread):
+                self.idle.pop()
+                self.workers.pop(id(worker), None)
             raise
 
-    def _start(self, worker: PoolThread, target: Callable[[], object]) -> None:
-        thread = worker.thread = self.settings.make_thread(target)
-        with self._counting:
-            self._users += 1
-        if self.settings.block_on_close:
-            # Before it starts, or it could end without being known.
-            self.threads.append(thread)
+    def _start(self, worker: PoolThread) -> None:
+        thread = worker.thread
         try:
+            self._users.add(worker)
+            if self.settings.block_on_close:
+                # Before it starts, or it could end without being known.
+                self.threads.append(thread)
             thread.start()
         except BaseException:
-            self.threads.remove(thread)
-            self.let_go()
+            # What a signal handler raises may come when it runs already; then it lets go itself.
+            if not _runs(thread):
+                self.threads.remove(thread)
+                self.let_go(worker)
             raise
 
     def start_helper(self, help_out: Callable[[], object]) -> None:
@@ -156,7 +160,8 @@ class Pool:
         helper = self._helpers.get(help_out)
         if helper is None or not helper.is_alive():
             worker = PoolThread(self)
-            self._start(worker, lambda: worker.help(help_out))
+            worker.thread = self.settings.make_thread(lambda: worker.help(help_out))
+            self._start(worker)
             self._helpers[help_out] = worker.thread
 
     def needs_worker(self) -> bool:
@@ -173,15 +178,15 @@ class Pool:
     def left(self, worker: PoolThread) -> None:
         """A worker's thread is about to end."""
         self.workers.pop(id(worker), None)
-        self.let_go()
+        self.let_go(worker)
         if self.tells_when_done:
             self.done_taking()
         self.threads.finished(worker.thread)
 
-    def let_go(self) -> None:
-        """One of its users needs the poller no longer."""
+    def let_go(self, user: PoolThread | None = None) -> None:
+        """One of its users needs the poller no longer; None: the coordinator."""
         with self._counting:
-            self._users -= 1
+            self._users.discard(user)
             is_last = not self._users
         if is_last:
             self.poller.close()
@@ -235,6 +240,11 @@ class Pool:
         self.bench.close()
         self.parking.close()
         self.poller.end()
+
+
+def _runs(thread: threading.Thread) -> bool:
+    """Whether a thread was started, though its ``start()`` may have been interrupted."""
+    return thread.ident is not None or thread in threading.enumerate()
 
 
 class PoolThread:
