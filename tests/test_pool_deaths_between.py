@@ -96,7 +96,7 @@ def test_an_event_that_came_with_the_death_is_not_lost(
         client.sendall(b"one")
         assert client.recv(100) == b"one"
         pool = server._serving_pool
-        wait_until(lambda: bool(pool.parking.parked))
+        wait_until(lambda: bool(pool.parking.parked and pool.idle))
         (fd,) = pool.parking.parked
         # After it has parked the worker has still to put its own token there.
         wait_until(lambda: len(pool.idle) == 1)
@@ -125,7 +125,7 @@ def test_an_event_that_came_with_the_death_is_not_lost(
             dies_once(patch, Parking, "serve", first)
             client.sendall(b"two")
             assert client.recv(100) == b"two"
-        wait_until(lambda: bool(pool.parking.parked))
+        wait_until(lambda: bool(pool.parking.parked and pool.idle))
         armed.append(True)
         client.sendall(b"three")
         assert client.recv(100) == b"three"
