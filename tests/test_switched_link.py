@@ -66,6 +66,11 @@ def serving(directory: pathlib.Path, path: str, **environment: str) -> Generator
             process.kill()
 
 
+def said(path: str) -> bytes:
+    """What a worker says, however long it takes to start."""
+    return testing.ask(path, b"", timeout=LIMIT)
+
+
 @pytest.mark.parametrize("removed", [False, True])
 @pytest.mark.parametrize("imports", ["version", "shop.version"])
 def test_new_workers_are_of_the_release_that_the_link_names(
@@ -78,13 +83,13 @@ def test_new_workers_are_of_the_release_that_the_link_names(
     link.symlink_to("one")
     path = f"unix:{tmp_path}/s"
     with serving(link, path) as process:
-        assert testing.ask(path, b"") == b"one in one"
+        assert said(path) == b"one in one"
         for old, new in (("one", "two"), ("two", "three")):
             switch(link, new)
             if removed:
                 shutil.rmtree(tmp_path / old)
             process.send_signal(signal.SIGHUP)
-            wait_until(lambda new=new: testing.ask(path, b"") == b"%b in %b" % (new.encode(), new.encode()))
+            wait_until(lambda new=new: said(path) == b"%b in %b" % (new.encode(), new.encode()))
 
 
 @pytest.mark.parametrize("removed", [False, True])
@@ -99,12 +104,12 @@ def test_what_pythonpath_has_below_the_directory_is_of_the_new_release(tmp_path:
     link.symlink_to("one")
     path = f"unix:{tmp_path}/s"
     with serving(link, path, before="lib") as process:
-        assert testing.ask(path, b"") == b"one in one"
+        assert said(path) == b"one in one"
         switch(link, "two")
         if removed:
             shutil.rmtree(tmp_path / "one")
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: testing.ask(path, b"") == b"two in two")
+        wait_until(lambda: said(path) == b"two in two")
 
 
 @pytest.mark.parametrize("name", ["", "current", "/", "/nowhere/at/all"])
@@ -113,10 +118,10 @@ def test_a_pwd_that_does_not_name_the_directory_is_not_followed(tmp_path: pathli
     release(tmp_path / "one", "one")
     path = f"unix:{tmp_path}/s"
     with serving(tmp_path / "one", path, PWD=name) as process:
-        assert testing.ask(path, b"") == b"one in one"
+        assert said(path) == b"one in one"
         (tmp_path / "one" / "version.py").write_text("TEXT = b'another'")
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: testing.ask(path, b"") == b"another in one")
+        wait_until(lambda: said(path) == b"another in one")
 
 
 def test_a_directory_that_is_renamed_is_followed_by_its_name(tmp_path: pathlib.Path) -> None:
@@ -125,11 +130,11 @@ def test_a_directory_that_is_renamed_is_followed_by_its_name(tmp_path: pathlib.P
         release(tmp_path / name, name)
     path = f"unix:{tmp_path}/s"
     with serving(tmp_path / "current", path) as process:
-        assert testing.ask(path, b"") == b"current in current"
+        assert said(path) == b"current in current"
         (tmp_path / "current").rename(tmp_path / "one")
         (tmp_path / "two").rename(tmp_path / "current")
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: testing.ask(path, b"") == b"two in current")
+        wait_until(lambda: said(path) == b"two in current")
 
 
 def test_a_link_that_leads_nowhere_changes_nothing(tmp_path: pathlib.Path) -> None:
@@ -139,8 +144,8 @@ def test_a_link_that_leads_nowhere_changes_nothing(tmp_path: pathlib.Path) -> No
     link.symlink_to("one")
     path = f"unix:{tmp_path}/s"
     with serving(link, path) as process:
-        assert testing.ask(path, b"") == b"one in one"
+        assert said(path) == b"one in one"
         switch(link, "two")
         (tmp_path / "one" / "version.py").write_text("TEXT = b'another'")
         process.send_signal(signal.SIGHUP)
-        wait_until(lambda: testing.ask(path, b"") == b"another in one")
+        wait_until(lambda: said(path) == b"another in one")
