@@ -8,16 +8,24 @@ import socket
 import sys
 from typing import Any
 
+import pytest
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
 import sockserve
+from sockserve.concurrency.pool import parking
 from sockserve.core.streams import give_up_buffers, open_reader, open_writer, take_buffers
 from sockserve.pytest_plugin import Running
 from sockserve.testing import connect
 
 EMPTY = 1000
 """Bytes below which a file has no buffer to speak of: sys.getsizeof() counts it."""
+
+
+@pytest.fixture(autouse=True)
+def crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One parked connection is a crowd."""
+    monkeypatch.setattr(parking, "CROWD", 0)
 
 
 def handler_of(server: Any) -> Any:
@@ -132,3 +140,13 @@ def test_the_size_is_the_handlers_own() -> None:
             take_buffers(file, 0, direct, 0)
         for file in (reader, writer, unbuffered, direct):
             file.close()
+
+
+def test_a_few_keep_their_buffers(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below that number the time for each message counts more than the memory."""
+    monkeypatch.setattr(parking, "CROWD", 2)
+    server = running(sockserve.ThreadPoolTCPServer(("127.0.0.1", 0), Lines))
+    with connect(server) as client:
+        client.sendall(b"x\n")
+        assert client.recv(10) == b"\nx"
+        assert sys.getsizeof(handler_of(server).rfile) > io.DEFAULT_BUFFER_SIZE

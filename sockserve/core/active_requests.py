@@ -93,6 +93,10 @@ class ParkingPlace(Protocol):
         """Wait for a new client that is to speak first, and has not; true as for ``park()``."""
         ...
 
+    def is_crowded(self) -> bool:
+        """Whether so many wait here that memory counts more than the time for each message."""
+        ...
+
     def is_turn_over(self, live: LiveRequest) -> bool:
         """Whether others are to be looked at, though there is more of its input already; then park it."""
         ...

@@ -115,7 +115,8 @@ class KeepOpen:
         if live is None or live.parking is None:
             return False
         if self._serving_is_dry():
-            self._serving_rest()
+            if live.parking.is_crowded():
+                self._serving_rest()
         elif not live.parking.is_turn_over(live):
             return False
         live.continue_handler = self._serving_go_on

@@ -32,6 +32,9 @@ from sockserve.seconds import limit_of
 __all__ = ["Parking"]
 
 
+CROWD = 1000
+"""Parked connections from which on the next ones give up what they do not need: the buffers of fewer are 8 MiB."""
+
 TURN = 0.01
 """Seconds after which a worker that finds more of a client's messages in its buffer looks whether others wait: some
 hundred short messages, beside which the look costs nothing."""
@@ -120,6 +123,10 @@ class Parking:
             return True
         live.continue_handler = None
         return False
+
+    def is_crowded(self) -> bool:
+        """Whether so many are parked that memory counts more than the time for each message. From any thread."""
+        return len(self.parked) >= CROWD
 
     def is_turn_over(self, live: LiveRequest) -> bool:
         """Whether it has had its turn, though there is more of its input already; then ``park()`` puts it in ``later``.
