@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -42,6 +43,16 @@ importlib.import_module("tokenize")
 
 _exchanging = threading.RLock()
 """Held while a server's observers are exchanged for others."""
+
+
+def _begin_anew() -> None:
+    """In a forked child, where no thread of the parent's gives the lock back."""
+    global _exchanging  # noqa: PLW0603
+    _exchanging = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 RequestT = TypeVar("RequestT", default=Any)
 AddressT = TypeVar("AddressT", default=Any)

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable
 
 from sockserve.core.active_requests import LiveRequest
+from sockserve.core.forked import tell_when_forked
 from sockserve.core.servable import AnyServer
 from sockserve.errors import DatagramTruncatedError
 from sockserve.log import Seldom, log
@@ -143,6 +144,7 @@ class Counters(Observer):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        tell_when_forked(self)
         self.accepted = 0
         self.refused = 0
         self.active = 0
@@ -151,6 +153,10 @@ class Counters(Observer):
         self.cut = 0
         self.refused_by: dict[str, int] = {}
         self.cut_by: dict[str, int] = {}
+
+    def forked(self) -> None:
+        """In a forked child, where no thread of the parent's gives its lock back."""
+        self._lock = threading.Lock()
 
     def on_accept(self, server: AnyServer, request: LiveRequest) -> None:
         """Count it as accepted and active."""
