@@ -181,4 +181,6 @@ def test_a_flood_of_long_datagrams_is_two_lines_at_most(model: str, running: Run
         for _ in range(60):
             client.sendto(b"x" * 600, server.server_address)
     assert ask(server, b"hello") == b"hello"
-    assert 1 <= len(told.lines) <= 2
+    # A pool's other thread may have taken them, and tells of them later.
+    told.wait()
+    assert len(told.lines) <= 2

@@ -20,7 +20,7 @@ import sockserve
 from sockserve.core import limits as limits_module
 from sockserve.core.active_requests import ActiveRequests, LiveRequest
 from sockserve.core.rates import Rate, SourceRates
-from sockserve.net.lingering import Farewells
+from sockserve.net import lingering
 from sockserve.net.sources import source_of
 from sockserve.pytest_plugin import Running
 from sockserve.testing import Stall, ask, connect
@@ -184,6 +184,8 @@ def test_y7_a_server_at_its_limit_waits_and_can_be_stopped(running: Running, exp
             assert server.limits.is_full()
             third = connect(server)
             third.sendall(b"line\n")
+            # The loop's thread may be behind, and a pool looks when a client comes: the pause has begun from here on.
+            wait_until(lambda: server.limits._on_room)
             assert server.counters.accepted == 2
         with third:
             third.settimeout(LIMIT)
@@ -284,15 +286,20 @@ def test_y11_a_farewell_arrives_though_the_client_talks_first(
 
 def test_y11_farewells_are_bounded(running: Running, expect_log: ExpectLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """64 connections are held at most; the others get a reset."""
-    monkeypatch.setattr(Farewells, "_seconds", LIMIT)
+    monkeypatch.setattr(lingering, "FAREWELL_SECONDS", LIMIT)
     expect_log(logging.WARNING, "refused")
     limits = Limits(requests=1, when_full="refuse", farewell=b"busy\n")
     server = running(limited("thread", limits))
     held = record(("192.0.2.1", 1))
     assert limits.admit(held)
-    clients = [connect(server) for _ in range(80)]
+    answers, clients = [], []
+    for _ in range(80):
+        try:
+            clients.append(connect(server))
+        except ConnectionResetError:
+            # The reset came before connect() had returned.
+            answers.append(b"reset")
     wait_until(lambda: server.counters.refused == 80)
-    answers = []
     for client in clients:
         with client:
             client.settimeout(LIMIT)
@@ -425,3 +432,21 @@ def test_a_program_may_mean_something_else_by_limits() -> None:
 
     with Server(("127.0.0.1", 0), Lines) as server:
         assert limits_module.limits_of(server) is None
+
+
+def test_room_that_comes_between_two_looks_ends_the_pause(running: Running, expect_log: ExpectLog) -> None:
+    """A request that ends after the loop has asked whether to wait, and before it asks to be told: nothing is lost."""
+    expect_log(logging.WARNING, "at its limit.*clients wait")
+    limits = Limits(requests=1)
+    server = limited("thread", limits)
+    held = record(("192.0.2.1", 1))
+    assert limits.admit(held)
+    tell_waiting = limits.tell_waiting
+
+    def end_it_and_tell(of: Any) -> None:
+        limits.release(held)
+        tell_waiting(of)
+
+    limits.tell_waiting = end_it_and_tell  # type: ignore[method-assign]
+    running(server)
+    assert ask(server, b"hello\n") == b"hello\n"

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -192,3 +193,22 @@ def test_a_flood_is_counted_and_told_once_a_minute(monkeypatch: pytest.MonkeyPat
     assert seldom.count() == 0
     now = 60.0
     assert seldom.count() == 6
+
+
+def test_of_threads_that_count_at_once_one_has_the_line() -> None:
+    """However many workers of a pool meet their first bad datagram at the same moment."""
+    for _ in range(20):
+        seldom = Seldom()
+        together = threading.Barrier(8)
+        counts: list[int] = []
+
+        def count(seldom: Seldom = seldom, together: threading.Barrier = together, counts: list[int] = counts) -> None:
+            together.wait()
+            counts.append(seldom.count())
+
+        threads = [threading.Thread(target=count) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len([each for each in counts if each]) == 1

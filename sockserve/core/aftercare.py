@@ -13,7 +13,7 @@ from sockserve.core.servable import AnyServer, Request
 from sockserve.core.serving import serving_of
 from sockserve.net.aborting import reset_on_close, why_aborted
 from sockserve.net.closing import half_close
-from sockserve.net.lingering import SWEEP_SECONDS, Farewells, Lingering
+from sockserve.net.lingering import MOST_FAREWELLS, SWEEP_SECONDS, Farewells, Lingering
 from sockserve.net.tls import is_tls
 
 __all__ = ["let_linger", "part_from", "wait_for_request"]
@@ -33,7 +33,7 @@ def part_from(server: AnyServer, connection: Request, farewell: bytes | None) ->
         return
     has_tls = is_tls(connection) or (getattr(server, "tls", None) is not None and server.tls_at_once)
     farewells = serving_of(server).part(Farewells)
-    if farewell is None or has_tls or len(farewells) >= farewells.most or not _send(connection, farewell):
+    if farewell is None or has_tls or len(farewells) >= MOST_FAREWELLS or not _send(connection, farewell):
         reset_on_close(connection)
         return
     half_close(connection)

@@ -25,13 +25,17 @@ class LimitPause:
         limits = self._limits
         if is_first:
             limits.tell_waiting(self._server)
-        if limits.requests is not None and limits.active >= limits.requests:
+        is_full = limits.requests is not None and limits.active >= limits.requests
+        if is_full:
             limits.on_room(self._loop.wake)
         if self._timer is not None:
             self._timer.cancel()
         due = limits.seconds_until_due()
         # Nothing is to be done then: the turn that it begins looks.
         self._timer = self._loop.call_later(due, _nothing) if due else None
+        if not due and not is_full:
+            # A request has ended since must_wait(), or the time has come: nothing else would wake the loop.
+            self._loop.wake()
 
 
 def limit_pause_of(server: AnyServer, loop: Loop) -> LimitPause | None:

@@ -17,7 +17,7 @@ if sys.platform != "win32":
     import fcntl
     import termios
 
-__all__ = ["LINGER_BYTES", "LINGER_SECONDS", "MOST", "SWEEP_SECONDS", "Farewells", "Lingering"]
+__all__ = ["LINGER_BYTES", "LINGER_SECONDS", "MOST", "MOST_FAREWELLS", "SWEEP_SECONDS", "Farewells", "Lingering"]
 
 LINGER_SECONDS = 2.0
 """Seconds that a connection is kept at most: gunicorn's and nginx's lingering close wait 2 to 5."""
@@ -27,6 +27,10 @@ LINGER_BYTES = 65536
 
 MOST = 256
 """Connections that a server keeps at the same time; beyond that the oldest is closed."""
+
+MOST_FAREWELLS = 64
+FAREWELL_SECONDS = 1.0
+"""The same for connections that were refused with a few words: a flood of them must not cost many descriptors."""
 
 SWEEP_SECONDS = 0.05
 """Seconds between two sweeps. What the peers send meanwhile waits in the kernel and causes no reset."""
@@ -40,7 +44,7 @@ _DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 class _Kept:
     """A connection whose sending half is shut down."""
 
-    def __init__(self, sock: socket.socket, seconds: float = LINGER_SECONDS, *, holds: bool = False) -> None:
+    def __init__(self, sock: socket.socket, seconds: float, *, holds: bool = False) -> None:
         self.sock = sock
         self.deadline = time.monotonic() + seconds
         self.holds = holds
@@ -85,10 +89,6 @@ def _is_acknowledged(sock: socket.socket) -> bool:
 class Lingering:
     """The connections of one server that linger. Any thread may call any method."""
 
-    most = MOST
-    _seconds = LINGER_SECONDS
-    _holds = False
-
     def __init__(self) -> None:
         # append() and popleft() are atomic: the thread that took a connection out is the only one that has it.
         self._kept: collections.deque[_Kept] = collections.deque()
@@ -109,16 +109,19 @@ class Lingering:
         try:
             fd = socket.dup(connection.fileno())
         except OSError:
-            _Kept(connection).is_over()
+            _Kept(connection, LINGER_SECONDS).is_over()
             return False
         sock = socket.socket(connection.family, connection.type, connection.proto, fd)
         if sock.gettimeout() is not None or not _DONT_WAIT:
             # socket.setdefaulttimeout() gave it a time-out, with which recv() would wait.
             sock.setblocking(False)
-        self._kept.append(_Kept(sock, self._seconds, holds=self._holds))
-        while len(self._kept) > self.most:
-            self._close_next()
+        self._keep(sock)
         return True
+
+    def _keep(self, sock: socket.socket) -> None:
+        self._kept.append(_Kept(sock, LINGER_SECONDS))
+        while len(self._kept) > MOST:
+            self._close_next()
 
     def sweep(self, *, in_haste: bool = False) -> bool:
         """Close the connections that need not be kept any longer; say whether any are left. Never waits."""
@@ -163,6 +166,7 @@ class Lingering:
 class Farewells(Lingering):
     """The same of connections that were refused with a few words: a client that talks first is to get to read them."""
 
-    most = 64
-    _seconds = 1.0
-    _holds = True
+    def _keep(self, sock: socket.socket) -> None:
+        self._kept.append(_Kept(sock, FAREWELL_SECONDS, holds=True))
+        while len(self._kept) > MOST_FAREWELLS:
+            self._close_next()
