@@ -198,13 +198,14 @@ def test_y7_a_server_at_its_limit_waits_and_can_be_stopped(running: Running, exp
 
 def test_y7_room_on_one_server_is_heard_by_another(running: Running, expect_log: ExpectLog) -> None:
     """The same object is one budget for both."""
-    expect_log(logging.WARNING, "at its limit.*clients wait")
+    told = expect_log(logging.WARNING, "at its limit.*clients wait")
     limits = Limits(requests=1)
     one, other = running(limited("thread", limits)), running(limited("thread", limits))
     with Stall(one) as first:
         assert is_served(first.connection)
         waiting = connect(other)
         waiting.sendall(b"line\n")
+        told.wait()
     with waiting:
         assert waiting.recv(100) == b"line\n"
 
