@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable
 from typing import Any, Self, TypeAlias, TypeVar
 
-__all__ = ["Deferral", "end_in_child", "get_handler", "raw_signal", "set_handler"]
+__all__ = ["Deferral", "Handler", "end_in_child", "get_handler", "raw_signal", "set_handler"]
 
 Result = TypeVar("Result")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sockserve.core.servable import Address, AnyServer, Request
 from sockserve.net.accept import Receiver, accept_of, careful_accept_of, counter_of, has_ended
@@ -27,7 +27,7 @@ Hook = TypeVar("Hook", bound=Callable[..., object])
 # Linux hands out blocking sockets whatever the listener is; the BSDs, macOS and Windows pass the listener's mode on.
 _ACCEPTED_INHERITS_MODE = not sys.platform.startswith("linux")
 
-BY_INTAKE: set[Any] = set()
+BY_INTAKE: set[object] = set()
 """Functions that are marked: the loop need not call them."""
 
 

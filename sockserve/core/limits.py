@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from sockserve.core.active_requests import LiveRequest
 from sockserve.core.forked import tell_when_forked
@@ -230,7 +230,7 @@ class Limits:
         """Seconds until ``rate`` allows the next; 0: it does, or there is none."""
         return 0.0 if self._rate is None else self._rate.seconds_until_due(time.monotonic())
 
-    def tell_waiting(self, server: Any) -> None:
+    def tell_waiting(self, server: object) -> None:
         """Say in the log that clients wait, once a minute at most."""
         if count := self._seldom.count():
             text = "%s: at its limit, %r: clients wait%s"

@@ -14,9 +14,9 @@ import faulthandler
 import os
 import signal
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sockserve.core.deferral import end_in_child, get_handler, raw_signal, set_handler
+from sockserve.core.deferral import Handler, end_in_child, get_handler, raw_signal, set_handler
 
 __all__ = [
     "Taken",
@@ -40,7 +40,7 @@ class Taken(NamedTuple):
 
     signum: int
     ours: object
-    before: Any
+    before: Handler
     """What it meant to the program: a handler, SIG_DFL, SIG_IGN; None: one that Python did not install."""
     was_blocked: bool
 
