@@ -184,7 +184,6 @@ def test_y7_a_server_at_its_limit_waits_and_can_be_stopped(running: Running, exp
             assert server.limits.is_full()
             third = connect(server)
             third.sendall(b"line\n")
-            # The loop's thread may be behind, and a pool looks when a client comes: the pause has begun from here on.
             wait_until(lambda: server.limits._on_room)
             assert server.counters.accepted == 2
         with third:
@@ -298,7 +297,6 @@ def test_y11_farewells_are_bounded(running: Running, expect_log: ExpectLog, monk
         try:
             clients.append(connect(server))
         except ConnectionResetError:
-            # The reset came before connect() had returned.
             answers.append(b"reset")
     wait_until(lambda: server.counters.refused == 80)
     for client in clients:
@@ -442,11 +440,10 @@ def test_room_that_comes_between_two_looks_ends_the_pause(running: Running, expe
     server = limited("thread", limits)
     held = record(("192.0.2.1", 1))
     assert limits.admit(held)
-    tell_waiting = limits.tell_waiting
 
     def end_it_and_tell(of: Any) -> None:
         limits.release(held)
-        tell_waiting(of)
+        Limits.tell_waiting(limits, of)
 
     limits.tell_waiting = end_it_and_tell  # type: ignore[method-assign]
     running(server)
