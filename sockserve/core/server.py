@@ -25,7 +25,6 @@ from sockserve.net.watched_socket import forget_taken, remembering
 
 if TYPE_CHECKING:
     from sockserve.net.asked_address import AskedReceiver
-    from sockserve.net.dropped import DropCounter
 
 __all__ = ["TCPServer", "UDPServer"]
 
@@ -276,7 +275,6 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
     what is sent to groups; without, they share it."""
 
     _serving_asked: AskedReceiver | None = None
-    _serving_drops: DropCounter
 
     @drains
     def get_request(self) -> tuple[tuple[bytes, socket.socket], AddressT]:
@@ -329,11 +327,7 @@ class UDPServer(TCPServer[tuple[bytes, socket.socket], AddressT]):
         """
         from sockserve.net.dropped import DropCounter  # noqa: PLC0415 - most servers are never asked
 
-        try:
-            counter = self._serving_drops
-        except AttributeError:
-            counter = vars(self).setdefault("_serving_drops", DropCounter())
-        return counter.read(self.socket)
+        return self._serving_state.part(DropCounter).read(self.socket)
 
     def server_bind(self) -> None:
         """As TCPServer's; then join the groups of ``multicast``. Raises OSError, and AddressError for a bad group."""

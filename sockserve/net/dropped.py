@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-import threading
 
 __all__ = ["DropCounter"]
 
@@ -21,9 +20,7 @@ class DropCounter:
     """Counts on where the kernel's number, which has 32 bits, begins anew. ``read()`` may be called from any thread."""
 
     def __init__(self) -> None:
-        self._total = 0
-        self._last = 0
-        self._lock = threading.Lock()
+        self._total_and_last = (0, 0)
 
     def read(self, sock: socket.socket) -> int | None:
         """All drops so far; None where the system does not tell, or the socket is closed.
@@ -36,7 +33,8 @@ class DropCounter:
             now = _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))[_DROPS]
         except (OSError, struct.error):
             return None
-        with self._lock:
-            self._total += (now - self._last) % 2**32
-            self._last = now
-            return self._total
+        # Both in one step, so no lock: of two threads either may be the last, and the next counts on from what it left.
+        total, last = self._total_and_last
+        total += int(now - last) % 2**32
+        self._total_and_last = total, now
+        return total
