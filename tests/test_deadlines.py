@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from support.log_watch import ExpectLog
-from support.models import MODELS, SERVERS
+from support.models import MODELS, counted_server
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
@@ -71,15 +71,6 @@ class Flood(sockserve.StreamRequestHandler):
             self.wfile.write(bytes(100_000))
 
 
-def timed(model: str, handler: Any, **attributes: Any) -> Any:
-    """A server with deadlines, and counters."""
-    server = SERVERS[model](("127.0.0.1", 0), handler)
-    vars(server).update(attributes)
-    server.counters = sockserve.Counters()
-    server.add_observer(server.counters)
-    return server
-
-
 def is_cut(client: socket.socket) -> bool:
     """Wait until the connection has ended, in whichever way."""
     client.settimeout(LIMIT)
@@ -102,7 +93,7 @@ def count_cuts(server: Any, expected: dict[str, int]) -> None:
 @pytest.mark.parametrize("handler", [Lines, Raw])
 def test_y12_silent_clients_are_cut_in_each_model(running: Running, model: str, handler: Any) -> None:
     """A client that never says a word is cut, whatever reads from it, and another one is served."""
-    server = running(timed(model, handler, deadlines=Deadlines(first_byte=SOON)))
+    server = running(counted_server(model, handler, deadlines=Deadlines(first_byte=SOON)))
     with Stall(server) as silent:
         assert is_cut(silent.connection)
     assert ask(server, b"hello\n") == b"hello\n"
@@ -112,7 +103,7 @@ def test_y12_silent_clients_are_cut_in_each_model(running: Running, model: str, 
 @pytest.mark.parametrize("model", MODELS)
 def test_y12_a_trickle_is_cut_in_each_model(running: Running, model: str) -> None:
     """A byte now and then lets no time-out of one recv() run out; the rate is too low all the same."""
-    server = running(timed(model, Lines, deadlines=Deadlines(min_rate=1000, grace=SOON)))
+    server = running(counted_server(model, Lines, deadlines=Deadlines(min_rate=1000, grace=SOON)))
     with Trickle(server, b"x" * 1000, interval=0.01) as slow:
         assert is_cut(slow.connection)
     count_cuts(server, {"min_rate": 1})
@@ -121,7 +112,7 @@ def test_y12_a_trickle_is_cut_in_each_model(running: Running, model: str) -> Non
 @pytest.mark.parametrize("model", MODELS)
 def test_y14_a_client_that_does_not_read_is_cut_in_each_model(running: Running, model: str) -> None:
     """A window of zero stalls the answer for ever: the peer acknowledges nothing more."""
-    server = timed(model, Flood, deadlines=Deadlines(stall=SOON))
+    server = counted_server(model, Flood, deadlines=Deadlines(stall=SOON))
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
     running(server)
     with socket.socket() as client:
@@ -138,7 +129,7 @@ def test_y13_a_steady_slow_reader_lives(running: Running) -> None:
         def handle(self) -> None:
             self.wfile.write(bytes(300_000))
 
-    server = timed("thread", Answer, deadlines=Deadlines(stall=SOON))
+    server = counted_server("thread", Answer, deadlines=Deadlines(stall=SOON))
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
     running(server)
     with socket.socket() as client:
@@ -164,7 +155,9 @@ def test_y15_a_handler_that_computes_is_not_blamed_on_its_client(running: Runnin
             threading.Event().wait(3 * grace)
             self.wfile.write(self.rfile.readline(10))
 
-    server = running(timed(model, Slow, deadlines=Deadlines(first_byte=grace, idle=grace, min_rate=1000, grace=grace)))
+    server = running(
+        counted_server(model, Slow, deadlines=Deadlines(first_byte=grace, idle=grace, min_rate=1000, grace=grace))
+    )
     assert ask(server, b"-abc\n") == b"abc\n"
     wait_until(lambda: not server.active_requests)
     assert not server.counters.cut
@@ -177,7 +170,7 @@ def test_y16_silence_between_two_messages_is_not_the_wait_for_a_first_byte(runni
     if model == "fork":
         # There the whole connection is one request to the parent.
         limits = Deadlines(first_byte=0.05, min_rate=100, grace=0.05, idle=0.6)
-    server = running(timed(model, OneLine, deadlines=limits))
+    server = running(counted_server(model, OneLine, deadlines=limits))
     with Stall(server, b"one\n") as client:
         assert client.connection.recv(100) == b"one\n"
         threading.Event().wait(0.2)
@@ -206,7 +199,7 @@ def test_y17_a_cut_is_no_end_of_file(running: Running, rbufsize: int, wbufsize: 
                 errors.append(error)
 
     Half.rbufsize, Half.wbufsize = rbufsize, wbufsize
-    server = running(timed("thread", Half, deadlines=Deadlines(idle=SOON)))
+    server = running(counted_server("thread", Half, deadlines=Deadlines(idle=SOON)))
     with Stall(server, b"half") as client:
         assert is_cut(client.connection)
     # It returned as if nothing had happened, and is "cut" all the same.
@@ -224,7 +217,7 @@ def test_y17_a_raw_handler_sees_an_end_and_its_outcome_is_a_cut(running: Running
             seen.append(self.request.recv(10))
             seen.append(self.request.recv(10))
 
-    server = running(timed("thread", RawHalf, deadlines=Deadlines(idle=SOON)))
+    server = running(counted_server("thread", RawHalf, deadlines=Deadlines(idle=SOON)))
     with Stall(server, b"half") as client:
         assert is_cut(client.connection)
     count_cuts(server, {"idle": 1})
@@ -234,7 +227,7 @@ def test_y17_a_raw_handler_sees_an_end_and_its_outcome_is_a_cut(running: Running
 @pytest.mark.parametrize("model", ["inline", "pool"])
 def test_y18_a_cut_leaves_nothing_in_fin_wait(running: Running, model: str) -> None:
     """The client gets a reset, and the kernel keeps nothing of the connection."""
-    server = running(timed(model, Lines, deadlines=Deadlines(first_byte=SOON)))
+    server = running(counted_server(model, Lines, deadlines=Deadlines(first_byte=SOON)))
     with Stall(server) as silent:
         name = silent.connection.getsockname()
         count_cuts(server, {"first_byte": 1})
@@ -259,7 +252,7 @@ def test_y20_an_error_in_the_sweep_ends_nothing(
         raise ZeroDivisionError("what the kernel never says")
 
     monkeypatch.setattr(deadlines_module, "progress_of", fail)
-    server = running(timed("thread", Lines, deadlines=Deadlines(first_byte=0.04)))
+    server = running(counted_server("thread", Lines, deadlines=Deadlines(first_byte=0.04)))
     with Stall(server) as silent:
         reported.wait()
         silent.connection.sendall(b"hello\n")
@@ -273,7 +266,7 @@ def test_y21_a_message_that_begins_during_the_look_is_not_cut(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was judged of one message holds for no other, nor for another request."""
-    server = running(timed("thread", Lines))
+    server = running(counted_server("thread", Lines))
     with Stall(server) as client:
         wait_until(lambda: [each.handler for each in server.active_requests if each.state == "handle"])
         (live,) = table_of(server).all()
@@ -308,7 +301,7 @@ def test_a_request_has_its_time(running: Running, model: str) -> None:
             while select.select([self.connection], [], [], LIMIT)[0] and self.connection.recv(10):
                 pass
 
-    server = running(timed(model, Endless, deadlines=Deadlines(request=SOON)))
+    server = running(counted_server(model, Endless, deadlines=Deadlines(request=SOON)))
     if model == "greenlet":
         server.RequestHandlerClass = Raw
     with Stall(server, b"" if model != "greenlet" else b"begun") as client:
@@ -323,7 +316,7 @@ def test_a_handler_has_deadlines_of_its_own(running: Running) -> None:
     class Own(Lines):
         deadlines = Deadlines(first_byte=SOON)
 
-    server = running(timed("thread", Own))
+    server = running(counted_server("thread", Own))
     with Stall(server) as silent:
         assert is_cut(silent.connection)
     count_cuts(server, {"first_byte": 1})
@@ -341,7 +334,7 @@ def test_a_handler_may_assign_deadlines(running: Running, model: str) -> None:
             self.rfile.readline(100)
 
     assert Assigns.deadlines is None
-    server = running(timed(model, Assigns))
+    server = running(counted_server(model, Assigns))
     with Stall(server, b"one\n") as client:
         assert is_cut(client.connection)
     count_cuts(server, {"idle": 1})
@@ -349,7 +342,7 @@ def test_a_handler_may_assign_deadlines(running: Running, model: str) -> None:
 
 def test_handle_request_cuts_too() -> None:
     """A call without a loop is looked after by a thread, which is gone when the server is closed."""
-    server = timed("inline", Lines, deadlines=Deadlines(first_byte=SOON))
+    server = counted_server("inline", Lines, deadlines=Deadlines(first_byte=SOON))
     with server, Stall(server) as silent:
         server.handle_request()
         assert is_cut(silent.connection)

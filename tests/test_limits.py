@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.log_watch import ExpectLog
-from support.models import SERVERS
+from support.models import counted_server
 from support.under_test import LIMIT
 from support.waiting import wait_until
 
@@ -40,12 +40,7 @@ class Lines(sockserve.StreamRequestHandler):
 
 def limited(model: str, limits: Limits, handler: Any = Lines, **attributes: Any) -> Any:
     """A server with limits, and counters."""
-    server = SERVERS[model](("127.0.0.1", 0), handler)
-    server.limits = limits
-    vars(server).update(attributes)
-    server.counters = sockserve.Counters()
-    server.add_observer(server.counters)
-    return server
+    return counted_server(model, handler, limits=limits, **attributes)
 
 
 def is_served(client: socket.socket) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from support.under_test import IS_STDLIB, S
 
-__all__ = ["BESIDE_THE_LOOP", "HERE", "MIX_INS", "MODELS", "SERVERS", "mix_ins"]
+__all__ = ["BESIDE_THE_LOOP", "HERE", "MIX_INS", "MODELS", "SERVERS", "counted_server", "mix_ins"]
 
 MIX_INS = {"inline": "", "thread": "ThreadingMixIn", "fork": "ForkingMixIn"}
 """What the mix-in of each is called; inline needs none."""
@@ -29,6 +29,15 @@ SERVERS: dict[str, Any] = {
     model: getattr(S, f"{mix_in.removesuffix('MixIn')}TCPServer") for model, mix_in in MIX_INS.items()
 }
 """The ready-made server of each, for TCP."""
+
+
+def counted_server(model: str, handler: Any, **attributes: Any) -> Any:
+    """A ready-made server on loopback with these attributes, and ``counters`` of what becomes of its requests."""
+    server = SERVERS[model](("127.0.0.1", 0), handler)
+    vars(server).update(attributes)
+    server.counters = S.Counters()
+    server.add_observer(server.counters)
+    return server
 
 
 def mix_ins(model: str) -> tuple[type, ...]:
